@@ -1,0 +1,565 @@
+"""What every S3 backend shares: the contract of `backends.base`, built on single requests of an SDK.
+
+A backend for another SDK subclasses `S3Backend` and says how that SDK makes each request; keys,
+retries, errors, encryption, parts, listings and deletions are handled here, alike for all.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import itertools
+import logging
+import random
+import threading
+import time
+from abc import abstractmethod
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from email.utils import parsedate_to_datetime
+from secrets import token_bytes, token_hex
+from typing import BinaryIO, Generic, TypeVar
+
+import urllib3.exceptions
+
+from backends.base import Backend, DeleteFailure, ObjectInfo, ObjectReader
+from backends.credentials import AccessKey, CredentialSource, Secrets
+from backends.errors import (
+    EXPIRED_CREDENTIALS,
+    AccessDenied,
+    BackendError,
+    BackendUnavailable,
+    BucketNotFound,
+    EncryptionNotApplied,
+    NotSupported,
+    RequestRejected,
+    SettingsError,
+    cause_chain,
+    error_class,
+    innermost,
+)
+from backends.memory import MemoryBudget
+from backends.multipart import Part, read_exactly, send_parts
+from backends.reader import RawBody, S3Reader
+from backends.settings import BucketSettings
+from backends.transport import Deadline, Transport
+from backends.xml import ListedObject, UnreadableReply, parse_listing
+
+logger = logging.getLogger(__name__)
+
+Client = TypeVar("Client")
+Result = TypeVar("Result")
+Headers = Mapping[str, str]
+"""The headers of an answer, names in lower case."""
+
+# Bodies of objects and parts that are being sent, in all threads together.
+_MEMORY_BYTES = 64 << 20
+_PART_THREADS = 8
+# Of DeleteObjects: https://docs.aws.amazon.com/AmazonS3/latest/API/API_DeleteObjects.html
+_DELETE_BATCH = 1000
+# Marks an upload in parts, so that one whose completion went unanswered can be recognised.
+_UPLOAD_MARK = "s3-storage-provider-upload"
+_METADATA_HEADER = "x-amz-meta-"
+_SSE_ACKNOWLEDGEMENT = "x-amz-server-side-encryption-customer-algorithm"
+
+
+class S3Backend(Backend, Generic[Client]):
+    """The contract, on the requests that a subclass makes with its SDK.
+
+    The methods with an underscore that are abstract make one request each, through
+    `self._transport`, without retrying, and let the SDK's exceptions out.
+    """
+
+    def __init__(self, settings: BucketSettings) -> None:
+        self._settings = settings
+        self._transport = Transport(settings)
+        self._credentials = CredentialSource(settings)
+        self._secrets = Secrets(None, None)
+        self._memory = MemoryBudget(_MEMORY_BYTES)
+        self._lock = threading.Lock()
+        self._client: Client | None = None
+        self._executor: ThreadPoolExecutor | None = None
+        self._sse_key: bytes | None = None
+        self._encryption_lock = threading.Lock()
+        self._encryption_is_proved = not settings.uses_sse
+        self._warned_of_plain_objects = False
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}(bucket={self._settings.bucket!r}, prefix={self._settings.key_prefix!r})"
+
+    # --- what a subclass says ---
+
+    @abstractmethod
+    def _connect(self, access_key: AccessKey | None) -> Client:
+        """Make the SDK's client; it must send through `self._transport` and never retry by itself."""
+
+    @abstractmethod
+    def _is_credentials_error(self, error: Exception) -> bool:
+        """Whether the SDK found no usable credentials, so that nothing was sent."""
+
+    @abstractmethod
+    def _put_object(
+        self, client: Client, name: str, body: bytes, content_type: str | None, metadata: Mapping[str, str]
+    ) -> Headers: ...
+
+    @abstractmethod
+    def _get_object(
+        self, client: Client, name: str, offset: int, if_match: str | None, encrypted: bool
+    ) -> tuple[Headers, RawBody]: ...
+
+    @abstractmethod
+    def _head_object(self, client: Client, name: str, encrypted: bool) -> Headers: ...
+
+    @abstractmethod
+    def _list_page(self, client: Client, query: Mapping[str, str]) -> bytes:
+        """The XML of one page of ListObjectsV2; `query` holds the parameters as S3 names them."""
+
+    @abstractmethod
+    def _delete_object(self, client: Client, name: str) -> None: ...
+
+    @abstractmethod
+    def _delete_objects(self, client: Client, names: Sequence[str]) -> Sequence[tuple[str, str, str]]:
+        """Delete a batch; returns name, code and message of those that were not deleted."""
+
+    @abstractmethod
+    def _create_multipart_upload(
+        self, client: Client, name: str, content_type: str | None, metadata: Mapping[str, str]
+    ) -> str: ...
+
+    @abstractmethod
+    def _upload_part(self, client: Client, name: str, upload_id: str, number: int, body: bytes) -> Headers: ...
+
+    @abstractmethod
+    def _complete_multipart_upload(self, client: Client, name: str, upload_id: str, parts: Sequence[Part]) -> str:
+        """Put the parts together; returns the ETag of the object."""
+
+    @abstractmethod
+    def _abort_multipart_upload(self, client: Client, name: str, upload_id: str) -> None: ...
+
+    # --- the contract ---
+
+    def check(self) -> None:
+        query = self._listing_query("", "") | {"max-keys": "1"}
+        self._call("check", None, lambda client: parse_listing(self._list_page(client, query)))
+
+    def check_encryption(self) -> None:
+        if self._encryption_is_proved:
+            return
+        with self._encryption_lock:
+            if not self._encryption_is_proved:
+                self._prove_encryption()
+                self._encryption_is_proved = True
+
+    def put(
+        self,
+        key: str,
+        body: BinaryIO,
+        size: int,
+        *,
+        content_type: str | None = None,
+        metadata: Mapping[str, str] | None = None,
+    ) -> ObjectInfo:
+        self._name(key)
+        metadata = _checked_metadata(metadata)
+        self.check_encryption()
+        if size > self._settings.multipart_threshold:
+            return self._put_parts(key, body, size, content_type, metadata)
+        with self._memory.reserve(size):
+            return self._put_whole(key, read_exactly(body, size), content_type, metadata)
+
+    def open(self, key: str, *, offset: int = 0, if_match: str | None = None) -> ObjectReader:
+        name = self._name(key)
+
+        def get(encrypted: bool) -> ObjectReader:
+            def request(client: Client) -> ObjectReader:
+                headers, raw = self._get_object(client, name, offset, if_match, encrypted)
+                try:
+                    info = self._info(key, headers)
+                    _check_range(headers, offset)
+                except BaseException:
+                    raw.close()
+                    raise
+                return S3Reader(
+                    info,
+                    raw,
+                    info.size - offset,
+                    deadline=self._transport.reading,
+                    read_timeout=self._settings.read_timeout,
+                    secrets=self._secrets,
+                )
+
+            return self._call("open", key, request)
+
+        return self._or_unencrypted(key, get)
+
+    def stat(self, key: str) -> ObjectInfo:
+        name = self._name(key)
+
+        def head(encrypted: bool) -> ObjectInfo:
+            return self._call(
+                "stat", key, lambda client: self._info(key, self._head_object(client, name, encrypted))
+            )
+
+        return self._or_unencrypted(key, head)
+
+    def list(self, prefix: str = "", *, start_after: str = "") -> Iterator[ObjectInfo]:
+        query = self._listing_query(prefix, start_after)
+        last = (self._settings.key_prefix + start_after).encode() if start_after else b""
+        while True:
+            page = self._call("list", prefix, lambda client: parse_listing(self._list_page(client, query)))
+            for entry in page.entries:
+                self._check_order(prefix, last, entry)
+                last = entry.key.encode()
+                key = entry.key[len(self._settings.key_prefix) :]
+                if key:
+                    yield ObjectInfo(key, entry.size, entry.etag, entry.last_modified, entry.storage_class)
+            if not page.is_truncated:
+                return
+            if not page.next_token or page.next_token == query.get("continuation-token"):
+                raise BackendUnavailable(
+                    "the listing says that it goes on, but not where", operation="list", key=prefix
+                )
+            query = {name: value for name, value in query.items() if name != "start-after"}
+            query["continuation-token"] = page.next_token
+
+    def delete(self, keys: Iterable[str]) -> Iterator[DeleteFailure]:
+        remaining = iter(keys)
+        in_batches = True
+        while batch := [(self._name(key), key) for key in itertools.islice(remaining, _DELETE_BATCH)]:
+            if in_batches:
+                try:
+                    yield from self._delete_batch(dict(batch))
+                    continue
+                except (NotSupported, RequestRejected) as refusal:
+                    logger.info("Deleting objects one by one, since the server refuses batches (%s)", refusal)
+                    in_batches = False
+            for name, key in batch:
+                yield from self._delete_one(name, key)
+
+    def close(self) -> None:
+        with self._lock:
+            executor, self._executor = self._executor, None
+            self._client = None
+        if executor is not None:
+            executor.shutdown(wait=False, cancel_futures=True)
+        self._transport.clear()
+
+    # --- one call: attempts, time and errors ---
+
+    def _call(self, operation: str, key: str | None, request: Callable[[Client], Result]) -> Result:
+        """Make a request until it succeeds, fails for good, or runs out of attempts or time."""
+        attempts = self._settings.max_attempts
+        may_reload = True
+        with self._transport.call() as deadline:
+            while True:
+                attempts -= 1
+                self._transport.forget_answer()
+                try:
+                    result = request(self._connected())
+                    self._check_answer()
+                    return result
+                except Exception as caught:
+                    cause = caught
+                # Out of the handler, so that the SDK's exception does not become the context as well.
+                error = self._translate(operation, key, cause)
+                if error is None:
+                    raise cause
+                if may_reload and error.code in EXPIRED_CREDENTIALS and self._reload_credentials():
+                    may_reload = False
+                    attempts += 1
+                elif not error.retryable or attempts <= 0 or deadline.passed or _timed_out_reading(cause):
+                    raise error from (None if error is cause else self._secrets.conceal(cause))
+                else:
+                    self._back_off(attempts, deadline)
+
+    def _check_answer(self) -> None:
+        """Refuse the errors that come with a 200, as those of a completion may."""
+        answer = self._transport.answer
+        if answer is not None and answer.code is not None:
+            raise UnreadableReply(f"{answer.code} in an answer with status {answer.status}")
+
+    def _translate(self, operation: str, key: str | None, cause: Exception) -> BackendError | None:
+        """The exception of the contract for an SDK's; None for what is neither the network's nor the server's."""
+        if isinstance(cause, BackendError):
+            return cause
+        if isinstance(cause, SettingsError):
+            return AccessDenied(str(cause), operation=operation, key=key)
+        answer = self._transport.answer
+        if answer is None:
+            if self._is_credentials_error(cause):
+                reason = f"no usable credentials: {cause}; set access_key_id and secret_access_key"
+                return AccessDenied(self._secrets.scrub(reason), operation=operation, key=key)
+            if not isinstance(cause, (OSError, urllib3.exceptions.HTTPError)):
+                return None
+            reason = self._secrets.scrub(f"no answer from {self._endpoint()}: {innermost(cause)}")
+            return BackendUnavailable(reason, operation=operation, key=key)
+        kind: type[BackendError] = BackendUnavailable
+        if not answer.readable or (answer.status < 300 and answer.code is None):
+            reason = f"unreadable reply (status {answer.status}): {innermost(cause)}"
+            if answer.status >= 300:
+                reason = f"status {answer.status} with a body that is not S3's; is endpoint_url right?"
+        else:
+            kind = error_class(answer.status, answer.code, of_object=operation in ("open", "stat"))
+            said = " ".join(part for part in (str(answer.status), answer.code) if part)
+            reason = f"the server answered {said}" + (f": {answer.message}" if answer.message else "")
+            if self._settings.uses_sse and operation in ("open", "stat") and answer.status in (400, 403):
+                reason += " (was the object stored with another sse_customer_key?)"
+        return kind(self._secrets.scrub(reason), operation=operation, key=key, code=answer.code, status=answer.status)
+
+    def _back_off(self, attempts_left: int, deadline: Deadline) -> None:
+        made = self._settings.max_attempts - attempts_left
+        longest = min(0.25 * 2**made, 4.0, deadline.remaining())
+        time.sleep(random.uniform(longest / 2, longest))
+
+    def _connected(self) -> Client:
+        with self._lock:
+            if self._client is None:
+                self._sse_key = self._settings.sse_key()
+                access_key = self._credentials.current()
+                self._secrets = Secrets(access_key, self._sse_key)
+                self._client = self._connect(access_key)
+            return self._client
+
+    def _reload_credentials(self) -> bool:
+        if not self._credentials.reload():
+            return False
+        with self._lock:
+            self._client = None
+        return True
+
+    def _endpoint(self) -> str:
+        return self._settings.endpoint_url or "AWS"
+
+    # --- keys and answers ---
+
+    def _name(self, key: str) -> str:
+        """The key as the bucket knows it. Raises `ValueError` for one that the contract refuses."""
+        if any(segment in ("", ".", "..") for segment in key.split("/")):
+            raise ValueError(f"not a key: {key!r} is empty, absolute, or has an empty, '.' or '..' segment")
+        key.encode()
+        return self._settings.key_prefix + key
+
+    def _info(self, key: str, headers: Headers) -> ObjectInfo:
+        modified = headers.get("last-modified")
+        total = headers.get("content-range", "").rpartition("/")[2] or headers.get("content-length", "")
+        if not total.isdigit():
+            raise UnreadableReply("the answer does not tell the object's size")
+        metadata = {
+            name[len(_METADATA_HEADER) :]: value
+            for name, value in headers.items()
+            if name.startswith(_METADATA_HEADER) and name != _METADATA_HEADER + _UPLOAD_MARK
+        }
+        return ObjectInfo(
+            key,
+            int(total),
+            headers.get("etag", "").strip('"'),
+            parsedate_to_datetime(modified) if modified else None,
+            headers.get("x-amz-storage-class") or "STANDARD",
+            metadata,
+        )
+
+    def _listing_query(self, prefix: str, start_after: str) -> dict[str, str]:
+        # Keys may hold characters that XML cannot carry: url encoding makes them safe.
+        query = {"list-type": "2", "encoding-type": "url", "prefix": self._settings.key_prefix + prefix}
+        if start_after:
+            query["start-after"] = self._settings.key_prefix + start_after
+        return query
+
+    def _check_order(self, prefix: str, last: bytes, entry: ListedObject) -> None:
+        reason = None
+        if not entry.key.startswith(self._settings.key_prefix + prefix):
+            reason = f"the server listed {entry.key!r}, which does not start with the prefix asked for"
+        elif entry.key.encode() <= last:
+            reason = f"the server lists out of byte order: {entry.key!r} came after {last.decode()!r}"
+        if reason is not None:
+            raise NotSupported(reason, operation="list", key=prefix)
+
+    # --- encryption ---
+
+    def _prove_encryption(self) -> None:
+        key = f".encryption-probe-{token_hex(8)}"
+        try:
+            self._put_whole(key, token_bytes(64), None, {})
+            if self._readable_without_key(key):
+                raise EncryptionNotApplied(
+                    "the server acknowledged the encryption key, but gives the object out without it",
+                    operation="check_encryption",
+                )
+        finally:
+            self._remove_probe(key)
+
+    def _readable_without_key(self, key: str) -> bool:
+        name = self._name(key)
+        try:
+            self._call("check_encryption", key, lambda client: self._head_object(client, name, False))
+        except (RequestRejected, AccessDenied):
+            return False
+        return True
+
+    def _remove_probe(self, key: str) -> None:
+        try:
+            self._call("delete", key, lambda client: self._delete_object(client, self._name(key)))
+        except BackendError as error:
+            logger.debug("The probe object was left behind: %s", error)
+
+    def _check_acknowledged(self, operation: str, key: str, headers: Headers) -> None:
+        if self._settings.uses_sse and headers.get(_SSE_ACKNOWLEDGEMENT) != self._settings.sse_customer_algo:
+            raise EncryptionNotApplied(
+                "the server ignores sse_customer_key and would store plain text; "
+                "remove the setting, or use a server that supports SSE-C",
+                operation=operation,
+                key=key,
+            )
+
+    def _or_unencrypted(self, key: str, request: Callable[[bool], Result]) -> Result:
+        """Make the request with the encryption key, and without it where the server says that it does not apply."""
+        if not self._settings.uses_sse:
+            return request(False)
+        try:
+            return request(True)
+        except RequestRejected as rejection:
+            if rejection.status != 400:
+                raise
+            try:
+                result = request(False)
+            except (RequestRejected, AccessDenied):
+                raise rejection from rejection.__cause__
+        if not self._warned_of_plain_objects:
+            self._warned_of_plain_objects = True
+            logger.warning("%r was stored without sse_customer_key and is not encrypted; more may be", key)
+        return result
+
+    # --- sending ---
+
+    def _put_whole(
+        self, key: str, data: bytes, content_type: str | None, metadata: Mapping[str, str]
+    ) -> ObjectInfo:
+        name = self._name(key)
+        headers = self._call(
+            "put", key, lambda client: self._put_object(client, name, data, content_type, metadata)
+        )
+        self._check_acknowledged("put", key, headers)
+        return self._stored(key, len(data), headers.get("etag", ""), metadata)
+
+    def _put_parts(
+        self, key: str, body: BinaryIO, size: int, content_type: str | None, metadata: Mapping[str, str]
+    ) -> ObjectInfo:
+        name = self._name(key)
+        mark = token_hex(16)
+        marked = {**metadata, _UPLOAD_MARK: mark}
+        upload_id = self._call(
+            "put", key, lambda client: self._create_multipart_upload(client, name, content_type, marked)
+        )
+
+        def send(number: int, data: bytes) -> Part:
+            headers = self._call(
+                "put", key, lambda client: self._upload_part(client, name, upload_id, number, data)
+            )
+            self._check_acknowledged("put", key, headers)
+            return Part(number, headers.get("etag", "").strip('"'))
+
+        try:
+            parts = send_parts(
+                body,
+                size,
+                self._settings.multipart_chunksize,
+                send=send,
+                executor=self._part_executor(),
+                memory=self._memory,
+            )
+            etag = self._complete(key, upload_id, parts, size, mark)
+        except BaseException:
+            self._abort(key, upload_id)
+            raise
+        return self._stored(key, size, etag, metadata)
+
+    def _complete(self, key: str, upload_id: str, parts: Sequence[Part], size: int, mark: str) -> str:
+        """Put the parts together; an error may still mean success, which the mark on the object tells."""
+        name = self._name(key)
+        try:
+            return self._call(
+                "put", key, lambda client: self._complete_multipart_upload(client, name, upload_id, parts)
+            )
+        except BackendError:
+            try:
+                headers = self._call(
+                    "stat", key, lambda client: self._head_object(client, name, self._settings.uses_sse)
+                )
+            except BackendError as unsettled:
+                logger.debug("Whether the upload was completed could not be settled: %s", unsettled)
+                headers = {}
+            info = self._info(key, headers) if headers else None
+            if info is None or info.size != size or headers.get(_METADATA_HEADER + _UPLOAD_MARK) != mark:
+                raise
+            return info.etag
+
+    def _abort(self, key: str, upload_id: str) -> None:
+        name = self._name(key)
+        try:
+            self._call("put", key, lambda client: self._abort_multipart_upload(client, name, upload_id))
+        except BackendError as error:
+            if error.code != "NoSuchUpload":
+                logger.warning("The parts of a failed upload were left in the bucket: %s", error)
+
+    def _part_executor(self) -> ThreadPoolExecutor:
+        with self._lock:
+            if self._executor is None:
+                self._executor = ThreadPoolExecutor(_PART_THREADS, thread_name_prefix="s3-part")
+            return self._executor
+
+    def _stored(self, key: str, size: int, etag: str, metadata: Mapping[str, str]) -> ObjectInfo:
+        return ObjectInfo(
+            key, size, etag.strip('"'), None, self._settings.storage_class or "STANDARD", dict(metadata)
+        )
+
+    # --- deleting ---
+
+    def _delete_batch(self, keys_by_name: dict[str, str]) -> Iterator[DeleteFailure]:
+        failures = self._call("delete", None, lambda client: self._delete_objects(client, tuple(keys_by_name)))
+        for name, code, message in failures:
+            key = keys_by_name.get(name, name)
+            if code not in ("NoSuchKey", "NoSuchVersion"):
+                kind = error_class(400, code, of_object=True)
+                reason = self._secrets.scrub(f"the server answered {code}: {message}")
+                yield DeleteFailure(key, kind(reason, operation="delete", key=key, code=code))
+
+    def _delete_one(self, name: str, key: str) -> Iterator[DeleteFailure]:
+        try:
+            self._call("delete", key, lambda client: self._delete_object(client, name))
+        except (BackendUnavailable, BucketNotFound) as error:
+            if error.code is None and error.status == 404:
+                return
+            raise
+        except BackendError as error:
+            if error.status != 404:
+                yield DeleteFailure(key, error)
+
+
+def content_md5(body: bytes) -> str:
+    """The value of a Content-MD5 header, by which the server verifies a body."""
+    return base64.b64encode(hashlib.md5(body, usedforsecurity=False).digest()).decode()
+
+
+def _checked_metadata(metadata: Mapping[str, str] | None) -> dict[str, str]:
+    checked = {name.lower(): value for name, value in (metadata or {}).items()}
+    for text in itertools.chain(checked, checked.values()):
+        if not (text.isascii() and text.isprintable()):
+            raise ValueError("names and values of metadata must be printable ASCII")
+    return checked
+
+
+def _check_range(headers: Headers, offset: int) -> None:
+    """Make sure that the content starts where it was asked to: a server may ignore the range."""
+    if offset and not headers.get("content-range", "").startswith(f"bytes {offset}-"):
+        raise UnreadableReply(f"the content was asked for from byte {offset} on, but came otherwise")
+
+
+def _timed_out_reading(error: Exception) -> bool:
+    """Whether the server took the request and said nothing; it may still be at work on it."""
+    if isinstance(error, urllib3.exceptions.ConnectTimeoutError):
+        return False
+    return any(
+        isinstance(each, (urllib3.exceptions.ReadTimeoutError, TimeoutError))
+        and not isinstance(each, urllib3.exceptions.ConnectTimeoutError)
+        for each in cause_chain(error)
+    )

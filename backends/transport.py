@@ -1,0 +1,281 @@
+"""The one HTTP client under every SDK: time limits, proxies, CA bundles, and what the last answer said.
+
+The SDKs sign requests and know S3; they differ in how they wait, retry and report. So each of them
+sends through this client, and waiting, retrying and reporting are the same whichever is in use.
+"""
+
+from __future__ import annotations
+
+import http.client
+import io
+import os
+import socket
+import ssl
+import threading
+import time
+import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, cast
+from urllib.parse import unquote, urlsplit
+
+import certifi
+import urllib3
+from urllib3.connection import HTTPConnection, HTTPSConnection
+from urllib3.connectionpool import HTTPConnectionPool, HTTPSConnectionPool
+from urllib3.response import BaseHTTPResponse
+from urllib3.util import Timeout, make_headers
+
+from backends.settings import BucketSettings
+from backends.xml import parse_error
+
+# A socket's time-out spans the whole of one sendall(): sent at once, a part of 8 MiB would need
+# a fast line. In slices of this size it is enough that something moves.
+_SEND_BYTES = 64 << 10
+
+
+class Deadline:
+    """The moment by which something must have happened."""
+
+    def __init__(self, seconds: float) -> None:
+        self.restart(seconds)
+
+    def restart(self, seconds: float) -> None:
+        """Allow `seconds` from now."""
+        self._ends = time.monotonic() + seconds
+
+    def extend(self, seconds: float) -> None:
+        """Allow `seconds` more."""
+        self._ends += seconds
+
+    def remaining(self) -> float:
+        """Seconds left, never 0, which a socket takes for "do not wait" instead of "no time"."""
+        return max(self._ends - time.monotonic(), 0.001)
+
+    @property
+    def passed(self) -> bool:
+        """Whether there is no time left."""
+        return time.monotonic() >= self._ends
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What the last answer said, apart from the SDK's opinion of it."""
+
+    status: int
+    code: str | None = None
+    message: str | None = None
+    readable: bool = True
+    """False where an error came with a body that is not S3's XML, such as a proxy's page."""
+
+
+class _State(threading.local):
+    """The call that the current thread is making."""
+
+    deadline: Deadline | None = None
+    """For the whole call, all attempts together; the time in which a body is being sent does not count."""
+    reading: Deadline | None = None
+    """For what is being read of the last answer."""
+    answer: Answer | None = None
+
+
+class _DeadlineStream(io.RawIOBase):
+    """Bytes from a socket, by a deadline: a plain time-out starts again with each byte that trickles in."""
+
+    def __init__(self, raw: Any, sock: socket.socket, deadline: Deadline) -> None:
+        self._raw = raw
+        self._sock = sock
+        self._deadline = deadline
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        if self._deadline.passed:
+            raise TimeoutError("timed out")
+        self._sock.settimeout(self._deadline.remaining())
+        return cast(int, self._raw.readinto(buffer))
+
+    def close(self) -> None:
+        self._raw.close()
+        super().close()
+
+
+class _DeadlineSocket:
+    """Just enough of a socket for `http.client.HTTPResponse`, which calls nothing but makefile()."""
+
+    def __init__(self, sock: socket.socket, deadline: Deadline) -> None:
+        self._sock = sock
+        self._deadline = deadline
+
+    def makefile(self, mode: str) -> io.BufferedReader:
+        raw = self._sock.makefile(mode, buffering=0)  # type: ignore[call-overload]
+        return io.BufferedReader(_DeadlineStream(raw, self._sock, self._deadline))
+
+
+class _DeadlineConnection(HTTPConnection):
+    """A connection that keeps to the deadline of the call that uses it."""
+
+    state: _State
+
+    def send(self, data: Any) -> None:
+        deadline = self.state.deadline
+        if deadline is None or self.sock is None:
+            super().send(data)
+            return
+        view = memoryview(data)
+        for start in range(0, len(view), _SEND_BYTES):
+            started = time.monotonic()
+            self.sock.settimeout(deadline.remaining())
+            super().send(view[start : start + _SEND_BYTES])
+            deadline.extend(time.monotonic() - started)
+
+    def response_class(self, sock: socket.socket, *args: Any, **kwargs: Any) -> Any:  # type: ignore[override]
+        # urllib3 has put the read time-out of this request there.
+        reading = Deadline(cast(float, self.timeout))
+        self.state.reading = reading
+        source = cast(socket.socket, _DeadlineSocket(sock, reading))
+        return http.client.HTTPResponse(source, *args, **kwargs)
+
+
+class _DeadlineTLSConnection(_DeadlineConnection, HTTPSConnection):
+    """The same over TLS."""
+
+
+def environment_proxy(url: str) -> str | None:
+    """The proxy that the environment names for a URL (`http_proxy`, `https_proxy`, `no_proxy`), or None."""
+    parts = urlsplit(url)
+    if urllib.request.proxy_bypass_environment(parts.netloc):  # type: ignore[attr-defined]
+        return None
+    proxies = urllib.request.getproxies_environment()
+    return proxies.get(parts.scheme) or proxies.get("all")
+
+
+def _tls_context(verify: bool | os.PathLike[str]) -> ssl.SSLContext:
+    """Trust of the configured CA file, of the environment's, or of the system's and certifi's together."""
+    if verify is False:
+        context = ssl.create_default_context()
+        context.check_hostname = False
+        context.verify_mode = ssl.CERT_NONE
+        return context
+    if verify is not True:
+        return ssl.create_default_context(cafile=os.fspath(verify))
+    for variable in ("AWS_CA_BUNDLE", "REQUESTS_CA_BUNDLE", "SSL_CERT_FILE"):
+        if bundle := os.environ.get(variable):
+            return ssl.create_default_context(cafile=bundle)
+    context = ssl.create_default_context()
+    context.load_verify_locations(certifi.where())
+    return context
+
+
+class Transport(urllib3.PoolManager):
+    """Connections to one endpoint, shared by all threads of a backend.
+
+    It is a PoolManager because minio-py asks for one. There is no upper bound on connections, so that a
+    reader that stalls keeps nobody waiting; `max_pool_connections` of them are kept for the next request.
+    """
+
+    def __init__(self, settings: BucketSettings) -> None:
+        super().__init__()
+        self._settings = settings
+        self._state = _State()
+        self._lock = threading.Lock()
+        self._managers: dict[str | None, urllib3.PoolManager] = {}
+
+    @contextmanager
+    def call(self) -> Iterator[Deadline]:
+        """Put everything that this thread requests within the block under one deadline."""
+        deadline = Deadline(self._settings.connect_timeout + self._settings.read_timeout)
+        self._state.deadline = deadline
+        try:
+            yield deadline
+        finally:
+            self._state.deadline = None
+
+    @property
+    def reading(self) -> Deadline:
+        """The deadline of what is read of this thread's last answer; a reader of its body starts it again."""
+        if self._state.reading is None:
+            raise RuntimeError("no answer has been read in this thread")
+        return self._state.reading
+
+    @property
+    def answer(self) -> Answer | None:
+        """What this thread's last request was answered; None where no answer came."""
+        return self._state.answer
+
+    def forget_answer(self) -> None:
+        """Start an attempt."""
+        self._state.answer = None
+
+    def urlopen(self, method: str, url: str, redirect: bool = True, **options: Any) -> BaseHTTPResponse:  # type: ignore[override]
+        """Send a request, once; an error's body is read and kept, so that the SDK can read it too."""
+        self._state.answer = None
+        deadline = self._state.deadline
+        remaining = deadline.remaining() if deadline else self._settings.read_timeout
+        options |= {
+            "redirect": False,
+            "retries": False,
+            "assert_same_host": False,
+            "decode_content": False,
+            "timeout": Timeout(
+                connect=min(self._settings.connect_timeout, remaining),
+                read=min(self._settings.read_timeout, remaining),
+            ),
+        }
+        preload = options.pop("preload_content", True)
+        response = self._manager(url).urlopen(method, url, preload_content=False, **options)
+        self._state.answer = Answer(response.status)
+        if response.status >= 300 or preload:
+            self._state.answer = _read_answer(response.status, response.data)
+            response.release_conn()
+        return response
+
+    def clear(self) -> None:
+        """Close the connections that are not in use."""
+        with self._lock:
+            for manager in self._managers.values():
+                manager.clear()
+
+    def _manager(self, url: str) -> urllib3.PoolManager:
+        proxy = environment_proxy(url)
+        with self._lock:
+            if proxy not in self._managers:
+                self._managers[proxy] = self._open_manager(proxy)
+            return self._managers[proxy]
+
+    def _open_manager(self, proxy: str | None) -> urllib3.PoolManager:
+        options: dict[str, Any] = {"maxsize": self._settings.max_pool_connections, "block": False}
+        options["ssl_context"] = _tls_context(self._settings.verify)
+        if self._settings.verify is False:
+            options["cert_reqs"] = "CERT_NONE"
+        manager = urllib3.PoolManager(**options) if proxy is None else _proxy_manager(proxy, options)
+        manager.pool_classes_by_scheme = _pool_classes(self._state)
+        return manager
+
+
+def _proxy_manager(proxy: str, options: dict[str, Any]) -> urllib3.ProxyManager:
+    parts = urlsplit(proxy if "://" in proxy else f"http://{proxy}")
+    headers = None
+    if parts.username is not None:
+        headers = make_headers(proxy_basic_auth=f"{unquote(parts.username)}:{unquote(parts.password or '')}")
+    address = parts._replace(netloc=parts.netloc.rpartition("@")[2]).geturl()
+    return urllib3.ProxyManager(address, proxy_headers=headers, **options)
+
+
+def _pool_classes(state: _State) -> dict[str, type[HTTPConnectionPool]]:
+    plain = type("Connection", (_DeadlineConnection,), {"state": state})
+    tls = type("TLSConnection", (_DeadlineTLSConnection,), {"state": state})
+    return {
+        "http": type("Pool", (HTTPConnectionPool,), {"ConnectionCls": plain}),
+        "https": type("TLSPool", (HTTPSConnectionPool,), {"ConnectionCls": tls}),
+    }
+
+
+def _read_answer(status: int, body: bytes) -> Answer:
+    """An error's code and message; a completion or batch delete may fail with a 200 and an error in the body."""
+    error = parse_error(body)
+    if error is not None:
+        return Answer(status, error.code, error.message)
+    return Answer(status, readable=status < 300 or not body.strip())
