@@ -163,4 +163,7 @@ class Backend(ABC):
 
     @abstractmethod
     def close(self) -> None:
-        """Close all connections; may be called twice."""
+        """Close all connections; may be called twice.
+
+        Calls under way and later ones fail with `BackendUnavailable`.
+        """

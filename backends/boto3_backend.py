@@ -76,6 +76,8 @@ class Boto3Backend(S3Backend["S3Client"]):
         )
         events: Any = client.meta.events
         events.register("before-send.s3", self._send)
+        if not settings.is_aws:
+            events.register("before-parameter-build.s3", _do_not_redirect)
         events.register("before-parse.s3.ListObjectsV2", _keep_listing)
         events.register("before-call.s3.DeleteObjects", _add_content_md5)
         return client
@@ -205,6 +207,11 @@ def _keep_listing(response_dict: dict[str, Any], customized_response_dict: dict[
     if response_dict["status_code"] == 200:
         customized_response_dict["Page"] = response_dict["body"]
         response_dict["body"] = _EMPTY_LISTING
+
+
+def _do_not_redirect(context: dict[str, Any], **_: Any) -> None:
+    """Outside AWS there are no regions to be redirected to; botocore would look for one after each HEAD with a 400."""
+    context.setdefault("s3_redirect", {})["redirected"] = True
 
 
 def _add_content_md5(params: dict[str, Any], **_: Any) -> None:

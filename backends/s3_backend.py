@@ -12,7 +12,6 @@ import itertools
 import logging
 import random
 import threading
-import time
 from abc import abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -79,6 +78,7 @@ class S3Backend(Backend, Generic[Client]):
         self._lock = threading.Lock()
         self._client: Client | None = None
         self._executor: ThreadPoolExecutor | None = None
+        self._closed = threading.Event()
         self._sse_key: bytes | None = None
         self._encryption_lock = threading.Lock()
         self._encryption_is_proved = not settings.uses_sse
@@ -237,9 +237,9 @@ class S3Backend(Backend, Generic[Client]):
                 yield from self._delete_one(name, key)
 
     def close(self) -> None:
+        self._closed.set()
         with self._lock:
             executor, self._executor = self._executor, None
-            self._client = None
         if executor is not None:
             executor.shutdown(wait=False, cancel_futures=True)
         self._transport.clear()
@@ -248,6 +248,8 @@ class S3Backend(Backend, Generic[Client]):
 
     def _call(self, operation: str, key: str | None, request: Callable[[Client], Result]) -> Result:
         """Make a request until it succeeds, fails for good, or runs out of attempts or time."""
+        if self._closed.is_set():
+            raise BackendUnavailable("the backend is closed", operation=operation, key=key)
         attempts = self._settings.max_attempts
         may_reload = True
         with self._transport.call() as deadline:
@@ -267,7 +269,7 @@ class S3Backend(Backend, Generic[Client]):
                 if may_reload and error.code in EXPIRED_CREDENTIALS and self._reload_credentials():
                     may_reload = False
                     attempts += 1
-                elif not error.retryable or attempts <= 0 or deadline.passed or _timed_out_reading(cause):
+                elif not error.retryable or attempts <= 0 or _gave_up(cause, deadline) or self._closed.is_set():
                     raise error from (None if error is cause else self._secrets.conceal(cause))
                 else:
                     self._back_off(attempts, deadline)
@@ -284,7 +286,7 @@ class S3Backend(Backend, Generic[Client]):
             return cause
         if isinstance(cause, SettingsError):
             return AccessDenied(str(cause), operation=operation, key=key)
-        answer = self._transport.answer
+        answer = self._transport.failure
         if answer is None:
             if self._is_credentials_error(cause):
                 reason = f"no usable credentials: {cause}; set access_key_id and secret_access_key"
@@ -309,7 +311,7 @@ class S3Backend(Backend, Generic[Client]):
     def _back_off(self, attempts_left: int, deadline: Deadline) -> None:
         made = self._settings.max_attempts - attempts_left
         longest = min(0.25 * 2**made, 4.0, deadline.remaining())
-        time.sleep(random.uniform(longest / 2, longest))
+        self._closed.wait(random.uniform(longest / 2, longest))
 
     def _connected(self) -> Client:
         with self._lock:
@@ -554,12 +556,10 @@ def _check_range(headers: Headers, offset: int) -> None:
         raise UnreadableReply(f"the content was asked for from byte {offset} on, but came otherwise")
 
 
-def _timed_out_reading(error: Exception) -> bool:
-    """Whether the server took the request and said nothing; it may still be at work on it."""
+def _gave_up(error: Exception, deadline: Deadline) -> bool:
+    """Whether the time is over, or the server took the request and said nothing: it may still be at work on it."""
+    if deadline.passed:
+        return True
     if isinstance(error, urllib3.exceptions.ConnectTimeoutError):
         return False
-    return any(
-        isinstance(each, (urllib3.exceptions.ReadTimeoutError, TimeoutError))
-        and not isinstance(each, urllib3.exceptions.ConnectTimeoutError)
-        for each in cause_chain(error)
-    )
+    return any(isinstance(each, (urllib3.exceptions.ReadTimeoutError, TimeoutError)) for each in cause_chain(error))

@@ -69,7 +69,7 @@ class StrictSettings(BaseModel):
         try:
             return cls(**given)
         except ValidationError as error:
-            raise _first_error(cls, error) from None
+            raise _first_error(error) from None
 
 
 def _unknown(name: str, known: list[str]) -> str:
@@ -77,9 +77,10 @@ def _unknown(name: str, known: list[str]) -> str:
     return f"unknown setting; did you mean {near[0]!r}?" if near else "unknown setting"
 
 
-def _first_error(model: type[BaseModel], error: ValidationError) -> SettingsError:
+def _first_error(error: ValidationError) -> SettingsError:
     first = error.errors(include_url=False, include_context=True, include_input=False)[0]
-    path = _setting_path(model, first["loc"])
+    # Deeper locations only name the branches of a union.
+    path = tuple(str(step) for step in first["loc"][:1])
     inner = first.get("ctx", {}).get("error")
     if isinstance(inner, SettingsError):
         return SettingsError(path + inner.path, inner.reason)
@@ -90,18 +91,6 @@ def _first_error(model: type[BaseModel], error: ValidationError) -> SettingsErro
     if first["type"] == "extra_forbidden":
         return SettingsError(path, "unknown setting")
     return SettingsError(path, str(inner) if inner else first["msg"][:1].lower() + first["msg"][1:])
-
-
-def _setting_path(model: type[BaseModel], location: tuple[int | str, ...]) -> tuple[str, ...]:
-    """The keys of a wrong setting; pydantic's location also names the branches of a union, which say nothing."""
-    path: list[str] = []
-    inner: object = model
-    for step in location:
-        if not (isinstance(inner, type) and issubclass(inner, BaseModel) and step in inner.model_fields):
-            break
-        path.append(str(step))
-        inner = inner.model_fields[str(step)].annotation
-    return tuple(path)
 
 
 class BucketSettings(StrictSettings):
@@ -153,11 +142,9 @@ class BucketSettings(StrictSettings):
 
     @field_validator("prefix")
     @classmethod
-    def _prefix_is_relative(cls, prefix: str) -> str:
-        if prefix.startswith("/"):
-            raise ValueError("must not start with a slash: keys in a bucket do not")
-        if any(segment in (".", "..") for segment in prefix.split("/")) or "//" in prefix:
-            raise ValueError("must not hold empty, '.' or '..' segments")
+    def _prefix_has_no_dots(cls, prefix: str) -> str:
+        if any(segment in (".", "..") for segment in prefix.split("/")):
+            raise ValueError("must not hold '.' or '..' segments")
         return prefix
 
     @field_validator("endpoint_url")
@@ -185,10 +172,10 @@ class BucketSettings(StrictSettings):
             raise ValueError("must be the name of a storage class")
         return name
 
-    @field_validator("verify")
+    @field_validator("verify", mode="before")
     @classmethod
-    def _verify_is_a_file(cls, verify: bool | Path) -> bool | Path:
-        if isinstance(verify, Path) and not verify.name:
+    def _verify_is_a_switch_or_a_file(cls, verify: object) -> object:
+        if not isinstance(verify, (bool, Path)) and not (isinstance(verify, str) and verify):
             raise ValueError("must be true, false or the path of a CA file")
         return verify
 

@@ -6,6 +6,7 @@ sends through this client, and waiting, retrying and reporting are the same whic
 
 from __future__ import annotations
 
+import contextlib
 import http.client
 import io
 import os
@@ -14,8 +15,8 @@ import ssl
 import threading
 import time
 import urllib.request
+import weakref
 from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, cast
 from urllib.parse import unquote, urlsplit
@@ -78,6 +79,7 @@ class _State(threading.local):
     reading: Deadline | None = None
     """For what is being read of the last answer."""
     answer: Answer | None = None
+    error: Answer | None = None
 
 
 class _DeadlineStream(io.RawIOBase):
@@ -118,6 +120,18 @@ class _DeadlineConnection(HTTPConnection):
     """A connection that keeps to the deadline of the call that uses it."""
 
     state: _State
+    opened: weakref.WeakSet[_DeadlineConnection]
+
+    def connect(self) -> None:
+        super().connect()
+        self.opened.add(self)
+
+    def cut(self) -> None:
+        """End whatever another thread is waiting for on this connection."""
+        if self.sock is not None:
+            with contextlib.suppress(OSError):
+                # Not SSLSocket.shutdown(), which takes the TLS state away under the thread that uses it.
+                socket.socket.shutdown(self.sock, socket.SHUT_RDWR)
 
     def send(self, data: Any) -> None:
         deadline = self.state.deadline
@@ -182,8 +196,9 @@ class Transport(urllib3.PoolManager):
         self._state = _State()
         self._lock = threading.Lock()
         self._managers: dict[str | None, urllib3.PoolManager] = {}
+        self._opened: weakref.WeakSet[_DeadlineConnection] = weakref.WeakSet()
 
-    @contextmanager
+    @contextlib.contextmanager
     def call(self) -> Iterator[Deadline]:
         """Put everything that this thread requests within the block under one deadline."""
         deadline = Deadline(self._settings.connect_timeout + self._settings.read_timeout)
@@ -205,9 +220,17 @@ class Transport(urllib3.PoolManager):
         """What this thread's last request was answered; None where no answer came."""
         return self._state.answer
 
+    @property
+    def failure(self) -> Answer | None:
+        """The answer that made the attempt fail; None where none came.
+
+        An SDK may go on asking after an error, such as for the bucket's region: then the error counts.
+        """
+        return self._state.answer and (self._state.error or self._state.answer)
+
     def forget_answer(self) -> None:
         """Start an attempt."""
-        self._state.answer = None
+        self._state.answer = self._state.error = None
 
     def urlopen(self, method: str, url: str, redirect: bool = True, **options: Any) -> BaseHTTPResponse:  # type: ignore[override]
         """Send a request, once; an error's body is read and kept, so that the SDK can read it too."""
@@ -230,13 +253,17 @@ class Transport(urllib3.PoolManager):
         if response.status >= 300 or preload:
             self._state.answer = _read_answer(response.status, response.data)
             response.release_conn()
+        if response.status >= 300:
+            self._state.error = self._state.answer
         return response
 
     def clear(self) -> None:
-        """Close the connections that are not in use."""
+        """Close all connections; requests under way fail at once."""
         with self._lock:
             for manager in self._managers.values():
                 manager.clear()
+            for connection in list(self._opened):
+                connection.cut()
 
     def _manager(self, url: str) -> urllib3.PoolManager:
         proxy = environment_proxy(url)
@@ -251,7 +278,7 @@ class Transport(urllib3.PoolManager):
         if self._settings.verify is False:
             options["cert_reqs"] = "CERT_NONE"
         manager = urllib3.PoolManager(**options) if proxy is None else _proxy_manager(proxy, options)
-        manager.pool_classes_by_scheme = _pool_classes(self._state)
+        manager.pool_classes_by_scheme = _pool_classes(self._state, self._opened)
         return manager
 
 
@@ -264,9 +291,12 @@ def _proxy_manager(proxy: str, options: dict[str, Any]) -> urllib3.ProxyManager:
     return urllib3.ProxyManager(address, proxy_headers=headers, **options)
 
 
-def _pool_classes(state: _State) -> dict[str, type[HTTPConnectionPool]]:
-    plain = type("Connection", (_DeadlineConnection,), {"state": state})
-    tls = type("TLSConnection", (_DeadlineTLSConnection,), {"state": state})
+def _pool_classes(
+    state: _State, opened: weakref.WeakSet[_DeadlineConnection]
+) -> dict[str, type[HTTPConnectionPool]]:
+    shared = {"state": state, "opened": opened}
+    plain = type("Connection", (_DeadlineConnection,), shared)
+    tls = type("TLSConnection", (_DeadlineTLSConnection,), shared)
     return {
         "http": type("Pool", (HTTPConnectionPool,), {"ConnectionCls": plain}),
         "https": type("TLSPool", (HTTPSConnectionPool,), {"ConnectionCls": tls}),

@@ -1,0 +1,224 @@
+"""The storage provider that Synapse loads: media goes into the bucket, and comes back from it."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+from collections.abc import Callable, Iterator, Mapping
+from http import HTTPStatus
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, BinaryIO
+
+from synapse.api.errors import Codes, SynapseError
+from synapse.media._base import FileInfo, Responder
+from synapse.media.storage_provider import StorageProvider
+from synapse.module_api import ModuleApi
+from synapse.module_api.errors import ConfigError
+from twisted.python.threadpool import ThreadPool
+
+from backends import open_backend
+from backends.base import Backend, ObjectReader
+from backends.errors import BackendError, ObjectNotFound, SettingsError
+from backends.selection import choose_backend
+from storage_provider.complaints import Complaints
+from storage_provider.responder import ChunkResponder
+from storage_provider.settings import ProviderSettings
+from storage_provider.sources import CHUNK_BYTES, BucketSource, BytesSource, ChunkSource
+from storage_provider.startup_check import Problem, find_problem
+from storage_provider.uploads_in_flight import UploadsInFlight
+from storage_provider.uploaded_files import UploadedFiles
+
+if TYPE_CHECKING:
+    from synapse.server import HomeServer
+
+logger = logging.getLogger(__name__)
+
+
+class S3StorageProviderBackend(StorageProvider):
+    """Media in an S3-compatible bucket; the README explains the configuration."""
+
+    def __init__(self, hs: HomeServer, settings: ProviderSettings) -> None:
+        _refuse_losing_media(hs, settings)
+        self._settings = settings
+        self._module_api = hs.get_module_api()
+        self._reactor = hs.get_reactor()
+        self._media_store = Path(hs.config.media.media_store_path)
+        self._backend = open_backend(settings)
+        self._problem: Problem | None = None
+        self._complaints = Complaints()
+        self._uploads = UploadsInFlight(self._reactor)
+        self._files = UploadedFiles(self._media_store)
+        if not _keeps_local_files(hs):
+            self._files.follow(self._module_api)
+            if hs.config.media.dynamic_thumbnails:
+                logger.warning(
+                    "dynamic_thumbnails does not work together with enable_local_media_storage: false: "
+                    "Synapse itself looks for the thumbnail on the disk"
+                )
+        # Large downloads have threads of their own, so that uploads and small files always find one.
+        half = settings.threadpool_size // 2
+        self._threads = self._start_threads("s3-media", max(settings.threadpool_size - half, 1))
+        self._download_threads = self._start_threads("s3-media-download", max(half, 1))
+        self._at_shutdown("before", self._uploads.wait)
+        self._at_shutdown("during", self._stop)
+        self._announce()
+        self._check_at_start()
+
+    def __str__(self) -> str:
+        return f"S3StorageProviderBackend[{self._settings.bucket}]"
+
+    @staticmethod
+    def parse_config(config: Mapping[str, Any]) -> ProviderSettings:
+        """The settings of a `config` block. Raises Synapse's `ConfigError` with the key and the remedy."""
+        if not hasattr(ModuleApi, "defer_to_threadpool"):
+            raise ConfigError("This storage provider needs Synapse 1.140 or later; please upgrade Synapse")
+        try:
+            return ProviderSettings.parse(config)
+        except SettingsError as error:
+            raise ConfigError(error.reason, path=error.path) from None
+
+    async def store_file(self, path: str, file_info: FileInfo) -> None:
+        """Send a new file to the bucket; returns when it is there."""
+        # Opened before the first await: without local storage Synapse may delete the file right after it.
+        with self._files.open(path, file_info) as body, self._uploads.one():
+            self._refuse_while_media_is_hidden()
+            with self._as_synapse_error():
+                await self._module_api.defer_to_threadpool(self._threads, self._put, path, body)
+
+    async def fetch(self, path: str, file_info: FileInfo) -> Responder | None:
+        """A response with the object's content, or None where there is no such object."""
+        self._refuse_while_media_is_hidden()
+        with self._as_synapse_error():
+            opened = await self._module_api.defer_to_threadpool(self._threads, self._open, path)
+        if opened is None:
+            return None
+        source: ChunkSource
+        if isinstance(opened, bytes):
+            source = BytesSource(opened)
+        else:
+            source = BucketSource(self._module_api, self._download_threads, self._backend, opened)
+        return ChunkResponder(self._reactor, source, self._media_store / path)
+
+    async def delete(self, path: str, file_info: FileInfo) -> None:
+        """Remove the object, where the settings allow it; one that is not there counts as removed.
+
+        No released Synapse calls this yet; the interface is proposed.
+        """
+        if self._settings.delete_from_bucket:
+            with self._as_synapse_error():
+                await self._module_api.defer_to_threadpool(self._threads, self._delete, path)
+
+    # --- in a thread ---
+
+    def _put(self, path: str, body: BinaryIO) -> None:
+        size = body.seek(0, 2)
+        body.seek(0)
+        self._backend.put(path, body, size)
+        logger.debug("Stored %s (%d bytes)", path, size)
+
+    def _open(self, path: str) -> bytes | ObjectReader | None:
+        """Small objects whole, so that their connection is free at once; larger ones as a reader."""
+        try:
+            reader = self._backend.open(path)
+        except ObjectNotFound:
+            return None
+        if reader.info.size > CHUNK_BYTES:
+            return reader
+        with reader:
+            return reader.read(CHUNK_BYTES)
+
+    def _delete(self, path: str) -> None:
+        for failure in self._backend.delete([path]):
+            raise failure.error
+
+    # --- start and stop ---
+
+    def _start_threads(self, name: str, size: int) -> ThreadPool:
+        threads = ThreadPool(minthreads=0, maxthreads=size, name=name)
+        threads.start()
+        return threads
+
+    def _at_shutdown(self, phase: str, action: Callable[[], object]) -> None:
+        reactor: Any = self._reactor  # the interface's type leaves out the event's name
+        reactor.addSystemEventTrigger(phase, "shutdown", action)
+
+    def _announce(self) -> None:
+        settings = self._settings
+        name, reason = choose_backend(settings)
+        switched_on = [
+            f"prefix {settings.key_prefix!r}" if settings.prefix else "no prefix",
+            "SSE-C" if settings.uses_sse else "no SSE-C",
+            f"storage class {settings.storage_class or 'of the bucket'}",
+            f"{settings.threadpool_size} threads",
+        ]
+        logger.info(
+            "Media storage: bucket %r at %s through %s (%s); %s",
+            settings.bucket,
+            settings.endpoint_url or "AWS",
+            name,
+            reason,
+            ", ".join(switched_on),
+        )
+        for ignored in settings.misplaced:
+            logger.error("Ignored in the config of the media storage provider: %s", ignored)
+
+    def _check_at_start(self) -> None:
+        if self._settings.check_on_startup == "fail":
+            self._note(find_problem(self._settings, self._backend))
+            if self._problem is not None:
+                raise ConfigError(self._problem.text)
+        elif self._settings.check_on_startup == "warn":
+            self._reactor.callWhenRunning(self._threads.callInThread, self._check)
+
+    def _check(self) -> None:
+        problem = find_problem(self._settings, self._backend)
+        self._reactor.callFromThread(self._note, problem)
+
+    def _note(self, problem: Problem | None) -> None:
+        self._problem = problem
+        if problem is not None:
+            logger.error("Media storage: %s", problem.text)
+
+    def _stop(self) -> None:
+        self._backend.close()
+        self._threads.stop()
+        self._download_threads.stop()
+
+    # --- errors ---
+
+    def _refuse_while_media_is_hidden(self) -> None:
+        if self._problem is not None and self._problem.hides_media:
+            raise SynapseError(HTTPStatus.INTERNAL_SERVER_ERROR, "Media storage is misconfigured", Codes.UNKNOWN)
+
+    @contextlib.contextmanager
+    def _as_synapse_error(self) -> Iterator[None]:
+        """Tell clients that the storage failed, and the operator why."""
+        try:
+            yield
+        except BackendError as error:
+            self._complaints.add(error)
+            raise SynapseError(HTTPStatus.BAD_GATEWAY, "Media storage is unavailable", Codes.UNKNOWN) from error
+
+
+def _keeps_local_files(hs: HomeServer) -> bool:
+    # The setting came with Synapse 1.146.
+    return bool(getattr(hs.config.media, "enable_local_media_storage", True))
+
+
+def _refuse_losing_media(hs: HomeServer, settings: ProviderSettings) -> None:
+    """Without local files the bucket holds the only copy, so everything must be there before the upload is answered."""
+    if _keeps_local_files(hs):
+        return
+    wrappers = [(given, wrapper) for _, given, wrapper in hs.config.media.media_storage_providers]
+    reason = None
+    if any(given is settings and not wrapper.store_synchronous for given, wrapper in wrappers):
+        reason = "store_synchronous: true"
+    elif not any(wrapper.store_local for _, wrapper in wrappers):
+        reason = "store_local: true"
+    elif not any(wrapper.store_remote for _, wrapper in wrappers):
+        reason = "store_remote: true"
+    if reason is not None:
+        raise ConfigError(
+            f"enable_local_media_storage: false would lose media; set {reason} for the storage provider",
+            path=("media_storage_providers",),
+        )

@@ -1,0 +1,141 @@
+"""Sending a source of chunks to whoever asked, at their pace."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Protocol, cast
+
+from synapse.logging.context import PreserveLoggingContext, make_deferred_yieldable
+from synapse.media._base import ConsumerRequestedStopError, Responder
+from synapse.util.file_consumer import BackgroundFileConsumer
+from twisted.internet.defer import Deferred
+from twisted.internet.interfaces import IConsumer, IPushProducer, IReactorTime
+from zope.interface import implementer  # type: ignore[import-untyped]
+
+from storage_provider.sources import ChunkSource
+
+# How long a client may take for what it has been sent; as long as Synapse waits for its own files.
+_STALLED_SECONDS = 90
+
+
+class ChunkResponder(Responder):
+    """A response made of a source's chunks, which is closed with the response.
+
+    `local_copy` is where Synapse keeps the file when it asks for a copy of its own, to make
+    thumbnails of: a copy that stays short is removed, as it would be served for ever.
+    """
+
+    def __init__(self, reactor: IReactorTime, source: ChunkSource, local_copy: Path) -> None:
+        self._reactor = reactor
+        self._source = source
+        self._local_copy = local_copy
+
+    async def write_to_consumer(self, consumer: IConsumer) -> None:
+        feed = _Feed(cast(_Consumer, consumer))
+        try:
+            await self._send(feed)
+            if isinstance(consumer, BackgroundFileConsumer):
+                # The copy is written behind our back, and a full disk shows only now.
+                await consumer.wait()
+        except BaseException as error:
+            if feed.is_stopped and not isinstance(consumer, BackgroundFileConsumer):
+                raise ConsumerRequestedStopError("the client has gone") from error
+            self._give_up(consumer)
+            raise
+        finally:
+            feed.finish()
+
+    async def _send(self, feed: _Feed) -> None:
+        while not feed.is_stopped and (chunk := await self._source.read()):
+            await feed.write(chunk, self._reactor)
+        if feed.is_stopped:
+            raise ConsumerRequestedStopError("the client has gone")
+        feed.finish()
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._source.close()
+
+    def _give_up(self, consumer: Any) -> None:
+        """Let nobody take what was sent for the whole.
+
+        Synapse has sent a Content-Length and would finish the request as if nothing had happened;
+        the client would wait for the rest until its own time-out.
+        """
+        if isinstance(consumer, BackgroundFileConsumer):
+            self._local_copy.unlink(missing_ok=True)
+            return
+        request = getattr(consumer, "wrapped_consumer", consumer)
+        transport = getattr(request, "transport", None)
+        if transport is not None:
+            transport.abortConnection()
+
+
+class _Consumer(Protocol):
+    """Twisted's `IConsumer`, in a form that type checkers know."""
+
+    def registerProducer(self, producer: object, streaming: bool) -> None: ...
+
+    def unregisterProducer(self) -> None: ...
+
+    def write(self, data: bytes) -> None: ...
+
+
+@implementer(IPushProducer)
+class _Feed:
+    """A consumer's wishes (go on, wait, stop), as something to await."""
+
+    def __init__(self, consumer: _Consumer) -> None:
+        self._consumer: _Consumer | None = consumer
+        self._is_paused = False
+        self._resumed: Deferred[None] | None = None
+        consumer.registerProducer(self, True)
+
+    @property
+    def is_stopped(self) -> bool:
+        """Whether the consumer wants no more."""
+        return self._consumer is None
+
+    async def write(self, chunk: bytes, reactor: IReactorTime) -> None:
+        """Write, and wait until the consumer has room for more, or has gone.
+
+        Raises `TimeoutError` when it takes too long.
+        """
+        if self._consumer is not None:
+            self._consumer.write(chunk)
+        if self._is_paused and self._consumer is not None:
+            self._resumed = Deferred()
+            self._resumed.addTimeout(_STALLED_SECONDS, reactor, onTimeoutCancel=_stalled)
+            await make_deferred_yieldable(self._resumed)
+
+    def finish(self) -> None:
+        """Unregister, once: Twisted answers a second time with a traceback."""
+        consumer, self._consumer = self._consumer, None
+        if consumer is not None:
+            consumer.unregisterProducer()
+
+    def pauseProducing(self) -> None:
+        self._is_paused = True
+
+    def resumeProducing(self) -> None:
+        self._is_paused = False
+        self._wake()
+
+    def stopProducing(self) -> None:
+        self.finish()
+        self._wake()
+
+    def _wake(self) -> None:
+        resumed, self._resumed = self._resumed, None
+        if resumed is not None and not resumed.called:
+            with PreserveLoggingContext():
+                resumed.callback(None)
+
+
+def _stalled(_result: object, seconds: float) -> None:
+    raise TimeoutError(f"the client took nothing for {seconds:.0f} s")
