@@ -165,9 +165,7 @@ class Boto3Backend(S3Backend["S3Client"]):
         )
         return reply["ResponseMetadata"]["HTTPHeaders"]
 
-    def _complete_multipart_upload(
-        self, client: S3Client, name: str, upload_id: str, parts: Sequence[Part]
-    ) -> str:
+    def _complete_multipart_upload(self, client: S3Client, name: str, upload_id: str, parts: Sequence[Part]) -> str:
         reply = client.complete_multipart_upload(
             Bucket=self._settings.bucket,
             Key=name,

@@ -74,9 +74,7 @@ class MinioBackend(S3Backend[Minio]):
             headers["Range"] = f"bytes={offset}-"
         if if_match is not None:
             headers["If-Match"] = f'"{if_match}"'
-        response = client._execute(
-            "GET", self._settings.bucket, name, headers=dict(headers), preload_content=False
-        )
+        response = client._execute("GET", self._settings.bucket, name, headers=dict(headers), preload_content=False)
         return _lower(response.headers), response
 
     def _head_object(self, client: Minio, name: str, encrypted: bool) -> Headers:
@@ -155,9 +153,7 @@ def _static(access_key: AccessKey) -> Provider:
 def _environment_chain() -> Provider:
     """Environment, ~/.aws, then the machine's role (EC2, ECS, Kubernetes service accounts)."""
     metadata_client = urllib3.PoolManager(timeout=_METADATA_TIMEOUT, retries=urllib3.Retry(1))
-    return ChainedProvider(
-        [EnvAWSProvider(), AWSConfigProvider(), IamAwsProvider(http_client=metadata_client)]
-    )
+    return ChainedProvider([EnvAWSProvider(), AWSConfigProvider(), IamAwsProvider(http_client=metadata_client)])
 
 
 def _default_region(is_aws: bool) -> str | None:

@@ -42,7 +42,7 @@ from backends.multipart import Part, read_exactly, send_parts
 from backends.reader import RawBody, S3Reader
 from backends.settings import BucketSettings
 from backends.transport import Deadline, Transport
-from backends.xml import ListedObject, UnreadableReply, parse_listing
+from backends.xml import ListedObject, ListingPage, UnreadableReply, parse_listing
 
 logger = logging.getLogger(__name__)
 
@@ -139,8 +139,7 @@ class S3Backend(Backend, Generic[Client]):
     # --- the contract ---
 
     def check(self) -> None:
-        query = self._listing_query("", "") | {"max-keys": "1"}
-        self._call("check", None, lambda client: parse_listing(self._list_page(client, query)))
+        self._page(None, self._listing_query("", "") | {"max-keys": "1"}, operation="check")
 
     def check_encryption(self) -> None:
         if self._encryption_is_proved:
@@ -196,9 +195,7 @@ class S3Backend(Backend, Generic[Client]):
         name = self._name(key)
 
         def head(encrypted: bool) -> ObjectInfo:
-            return self._call(
-                "stat", key, lambda client: self._info(key, self._head_object(client, name, encrypted))
-            )
+            return self._call("stat", key, lambda client: self._info(key, self._head_object(client, name, encrypted)))
 
         return self._or_unencrypted(key, head)
 
@@ -206,7 +203,7 @@ class S3Backend(Backend, Generic[Client]):
         query = self._listing_query(prefix, start_after)
         last = (self._settings.key_prefix + start_after).encode() if start_after else b""
         while True:
-            page = self._call("list", prefix, lambda client: parse_listing(self._list_page(client, query)))
+            page = self._page(prefix, query)
             for entry in page.entries:
                 self._check_order(prefix, last, entry)
                 last = entry.key.encode()
@@ -367,6 +364,9 @@ class S3Backend(Backend, Generic[Client]):
             query["start-after"] = self._settings.key_prefix + start_after
         return query
 
+    def _page(self, prefix: str | None, query: Mapping[str, str], operation: str = "list") -> ListingPage:
+        return self._call(operation, prefix, lambda client: parse_listing(self._list_page(client, query)))
+
     def _check_order(self, prefix: str, last: bytes, entry: ListedObject) -> None:
         reason = None
         if not entry.key.startswith(self._settings.key_prefix + prefix):
@@ -433,13 +433,9 @@ class S3Backend(Backend, Generic[Client]):
 
     # --- sending ---
 
-    def _put_whole(
-        self, key: str, data: bytes, content_type: str | None, metadata: Mapping[str, str]
-    ) -> ObjectInfo:
+    def _put_whole(self, key: str, data: bytes, content_type: str | None, metadata: Mapping[str, str]) -> ObjectInfo:
         name = self._name(key)
-        headers = self._call(
-            "put", key, lambda client: self._put_object(client, name, data, content_type, metadata)
-        )
+        headers = self._call("put", key, lambda client: self._put_object(client, name, data, content_type, metadata))
         self._check_acknowledged("put", key, headers)
         return self._stored(key, len(data), headers.get("etag", ""), metadata)
 
@@ -454,9 +450,7 @@ class S3Backend(Backend, Generic[Client]):
         )
 
         def send(number: int, data: bytes) -> Part:
-            headers = self._call(
-                "put", key, lambda client: self._upload_part(client, name, upload_id, number, data)
-            )
+            headers = self._call("put", key, lambda client: self._upload_part(client, name, upload_id, number, data))
             self._check_acknowledged("put", key, headers)
             return Part(number, headers.get("etag", "").strip('"'))
 
@@ -510,9 +504,7 @@ class S3Backend(Backend, Generic[Client]):
             return self._executor
 
     def _stored(self, key: str, size: int, etag: str, metadata: Mapping[str, str]) -> ObjectInfo:
-        return ObjectInfo(
-            key, size, etag.strip('"'), None, self._settings.storage_class or "STANDARD", dict(metadata)
-        )
+        return ObjectInfo(key, size, etag.strip('"'), None, self._settings.storage_class or "STANDARD", dict(metadata))
 
     # --- deleting ---
 

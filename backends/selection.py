@@ -38,4 +38,3 @@ def choose_backend(settings: BucketSettings) -> tuple[str, str]:
     if not settings.has_access_key and not os.environ.get("AWS_ACCESS_KEY_ID"):
         return "boto3", "the credentials are left to botocore's chain"
     return "minio", "the endpoint is not AWS"
-

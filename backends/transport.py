@@ -291,9 +291,7 @@ def _proxy_manager(proxy: str, options: dict[str, Any]) -> urllib3.ProxyManager:
     return urllib3.ProxyManager(address, proxy_headers=headers, **options)
 
 
-def _pool_classes(
-    state: _State, opened: weakref.WeakSet[_DeadlineConnection]
-) -> dict[str, type[HTTPConnectionPool]]:
+def _pool_classes(state: _State, opened: weakref.WeakSet[_DeadlineConnection]) -> dict[str, type[HTTPConnectionPool]]:
     shared = {"state": state, "opened": opened}
     plain = type("Connection", (_DeadlineConnection,), shared)
     tls = type("TLSConnection", (_DeadlineTLSConnection,), shared)

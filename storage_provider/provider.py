@@ -17,7 +17,7 @@ from synapse.module_api.errors import ConfigError
 from twisted.python.threadpool import ThreadPool
 
 from backends import open_backend
-from backends.base import Backend, ObjectReader
+from backends.base import ObjectReader
 from backends.errors import BackendError, ObjectNotFound, SettingsError
 from backends.selection import choose_backend
 from storage_provider.complaints import Complaints
@@ -25,13 +25,23 @@ from storage_provider.responder import ChunkResponder
 from storage_provider.settings import ProviderSettings
 from storage_provider.sources import CHUNK_BYTES, BucketSource, BytesSource, ChunkSource
 from storage_provider.startup_check import Problem, find_problem
-from storage_provider.uploads_in_flight import UploadsInFlight
 from storage_provider.uploaded_files import UploadedFiles
+from storage_provider.uploads_in_flight import UploadsInFlight
 
 if TYPE_CHECKING:
     from synapse.server import HomeServer
 
 logger = logging.getLogger(__name__)
+
+_WITHOUT_EFFECT = frozenset(
+    {
+        "auto_restore",
+        "auto_restore_startup",
+        "auto_restore_monitor_interval",
+        "auto_restore_batch_size",
+        "local_cache",
+    }
+)
 
 
 class S3StorageProviderBackend(StorageProvider):
@@ -161,6 +171,8 @@ class S3StorageProviderBackend(StorageProvider):
         )
         for ignored in settings.misplaced:
             logger.error("Ignored in the config of the media storage provider: %s", ignored)
+        if without_effect := sorted(settings.model_fields_set & _WITHOUT_EFFECT):
+            logger.warning("Without effect in this version: %s", ", ".join(without_effect))
 
     def _check_at_start(self) -> None:
         if self._settings.check_on_startup == "fail":

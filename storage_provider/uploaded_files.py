@@ -29,7 +29,7 @@ class UploadedFiles:
     def open(self, path: str, file_info: FileInfo) -> BinaryIO:
         """Open the file with that path in the media store. Raises `FileNotFoundError`."""
         temporary = self._temporary.get(id(file_info))
-        return open(temporary if temporary is not None else self._media_store / path, "rb")
+        return (Path(temporary) if temporary is not None else self._media_store / path).open("rb")
 
     async def _note(self, file: ReadableFileWrapper, file_info: FileInfo) -> Literal["NOT_SPAM"]:
         identity = id(file_info)
