@@ -10,13 +10,7 @@ from typing import TYPE_CHECKING, Any
 import boto3
 from botocore.awsrequest import AWSPreparedRequest, AWSResponse
 from botocore.config import Config
-from botocore.exceptions import (
-    CredentialRetrievalError,
-    NoCredentialsError,
-    PartialCredentialsError,
-    ProfileNotFound,
-    SSOError,
-)
+from botocore.exceptions import BotoCoreError, ClientError
 
 from backends.credentials import AccessKey
 from backends.multipart import Part
@@ -26,13 +20,6 @@ from backends.s3_backend import Headers, S3Backend, content_md5
 if TYPE_CHECKING:
     from mypy_boto3_s3 import S3Client
 
-_CREDENTIALS_ERRORS = (
-    CredentialRetrievalError,
-    NoCredentialsError,
-    PartialCredentialsError,
-    ProfileNotFound,
-    SSOError,
-)
 _EMPTY_LISTING = b"<ListBucketResult/>"
 _LISTING_PARAMETERS = {
     "prefix": "Prefix",
@@ -47,9 +34,8 @@ class Boto3Backend(S3Backend["S3Client"]):
 
     def _connect(self, access_key: AccessKey | None) -> S3Client:
         settings = self._settings
-        if settings.uses_sse:
-            # At DEBUG botocore logs the headers of every request, the encryption key among them.
-            logging.getLogger("botocore").setLevel(logging.INFO)
+        # At DEBUG botocore logs the headers of every request, session token and encryption key among them.
+        logging.getLogger("botocore").setLevel(logging.INFO)
         config: dict[str, Any] = {
             "signature_version": "s3v4",
             "retries": {"total_max_attempts": 1, "mode": "standard"},
@@ -83,7 +69,8 @@ class Boto3Backend(S3Backend["S3Client"]):
         return client
 
     def _is_credentials_error(self, error: Exception) -> bool:
-        return isinstance(error, _CREDENTIALS_ERRORS)
+        # The chain has many ways to fail: profiles, SSO, a role that STS refuses.
+        return isinstance(error, (BotoCoreError, ClientError))
 
     def _send(self, request: AWSPreparedRequest, **_: Any) -> AWSResponse:
         """Send what botocore has signed; it takes the answer of a `before-send` handler for its own."""
@@ -171,8 +158,9 @@ class Boto3Backend(S3Backend["S3Client"]):
             Key=name,
             UploadId=upload_id,
             MultipartUpload={"Parts": [{"PartNumber": part.number, "ETag": part.etag} for part in parts]},
+            **self._sse(True),
         )
-        return reply["ETag"]
+        return reply.get("ETag", "")
 
     def _abort_multipart_upload(self, client: S3Client, name: str, upload_id: str) -> None:
         client.abort_multipart_upload(Bucket=self._settings.bucket, Key=name, UploadId=upload_id)

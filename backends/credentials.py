@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import threading
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 from backends.errors import cause_chain
@@ -59,29 +60,36 @@ class CredentialSource:
 
 # Shorter ones (test servers' "test") are no secrets, and would mask parts of ordinary words.
 _SHORTEST_SECRET = 6
+# Of credentials that are renewed every hour, the old ones are forgotten some day.
+_MOST_CREDENTIALS = 100
 
 
 class Secrets:
     """What must appear in no message, and the means to keep it out."""
 
-    def __init__(self, access_key: AccessKey | None, sse_key: bytes | None) -> None:
-        self._values: list[str] = []
-        if access_key is not None:
-            key = access_key
-            values = (key.access_key_id, key.secret_access_key, key.session_token)
-            self._values += [value for value in values if value and len(value) >= _SHORTEST_SECRET]
-        if sse_key is not None:
-            self._values += [sse_key.decode("latin-1"), base64.b64encode(sse_key).decode(), sse_key.hex()]
+    def __init__(self) -> None:
+        self._credentials: tuple[str, ...] = ()
+        self._keys: tuple[str, ...] = ()
+
+    def add_credentials(self, values: Iterable[str | None]) -> None:
+        """Keep these secret too; those that they replace may still be told of."""
+        new = [each for each in values if each and len(each) >= _SHORTEST_SECRET and each not in self._credentials]
+        if new:
+            self._credentials = (*self._credentials, *new)[-_MOST_CREDENTIALS:]
+
+    def add_sse_key(self, key: bytes) -> None:
+        """Keep an encryption key secret, in the forms in which it is written."""
+        self._keys = (key.decode("latin-1"), base64.b64encode(key).decode(), key.hex())
 
     def scrub(self, text: str) -> str:
         """The text with every secret replaced by `***`."""
-        for value in self._values:
+        for value in (*self._keys, *self._credentials):
             text = text.replace(value, "***")
         return text
 
     def conceal(self, error: Exception) -> Exception:
         """The exception as it is, or, when it or one behind it quotes a secret, what can be told of it."""
         told = [str(each) + repr(each) for each in cause_chain(error)]
-        if any(value in text for value in self._values for text in told):
+        if any(self.scrub(text) != text for text in told):
             return RuntimeError(self.scrub(f"{type(error).__name__}: {error}"))
         return error

@@ -159,6 +159,13 @@ def cause_chain(error: BaseException) -> Iterator[BaseException]:
             waiting += [current.__cause__, current.__context__]
 
 
+def detach(error: BaseException, before: BaseException | None) -> None:
+    """Cut off what the caller was handling when it made the call that failed: it is no cause of this error."""
+    for each in cause_chain(error):
+        if before is not None and each.__context__ is before:
+            each.__context__ = None
+
+
 def innermost(error: BaseException) -> BaseException:
     """The exception that says what happened; those around it mostly repeat the address."""
     while (inner := error.__cause__ or error.__context__) is not None:

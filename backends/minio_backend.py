@@ -103,10 +103,9 @@ class MinioBackend(S3Backend[Minio]):
 
     def _complete_multipart_upload(self, client: Minio, name: str, upload_id: str, parts: Sequence[Part]) -> str:
         sent = [MinioPart(part.number, part.etag) for part in parts]
-        result = client._complete_multipart_upload(self._settings.bucket, name, upload_id, sent)
-        if result.etag is None:
-            raise ValueError("the answer to the completion holds no ETag")
-        return result.etag
+        key = None if self._sse_key is None else SseCustomerKey(self._sse_key)
+        result = client._complete_multipart_upload(self._settings.bucket, name, upload_id, sent, key)
+        return result.etag or ""
 
     def _abort_multipart_upload(self, client: Minio, name: str, upload_id: str) -> None:
         client._abort_multipart_upload(self._settings.bucket, name, upload_id)

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import sys
 from typing import Protocol
 
 from backends.base import ObjectInfo, ObjectReader
 from backends.credentials import Secrets
-from backends.errors import BackendUnavailable, innermost
+from backends.errors import BackendUnavailable, detach, innermost
 from backends.transport import Deadline
 
 
@@ -39,6 +40,8 @@ class S3Reader(ObjectReader):
         self._secrets = secrets
 
     def read(self, n: int) -> bytes:
+        if self._left == 0:
+            self.close()
         wanted = min(n, self._left)
         if wanted <= 0:
             return b""
@@ -63,6 +66,7 @@ class S3Reader(ObjectReader):
     def _read_up_to(self, wanted: int) -> tuple[bytes, Exception | None]:
         """What comes before the end or an error, and the error."""
         data = b""
+        before = sys.exc_info()[1]
         try:
             while len(data) < wanted:
                 more = self._raw.read(wanted - len(data))
@@ -70,5 +74,6 @@ class S3Reader(ObjectReader):
                     break
                 data = data + more if data else more
         except Exception as cause:  # whatever the SDK or its HTTP client calls a broken connection
+            detach(cause, before)
             return data, cause
         return data, None

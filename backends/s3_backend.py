@@ -11,10 +11,12 @@ import hashlib
 import itertools
 import logging
 import random
+import re
+import sys
 import threading
 from abc import abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from email.utils import parsedate_to_datetime
 from secrets import token_bytes, token_hex
 from typing import BinaryIO, Generic, TypeVar
@@ -34,6 +36,7 @@ from backends.errors import (
     RequestRejected,
     SettingsError,
     cause_chain,
+    detach,
     error_class,
     innermost,
 )
@@ -41,7 +44,7 @@ from backends.memory import MemoryBudget
 from backends.multipart import Part, read_exactly, send_parts
 from backends.reader import RawBody, S3Reader
 from backends.settings import BucketSettings
-from backends.transport import Deadline, Transport
+from backends.transport import Transport
 from backends.xml import ListedObject, ListingPage, UnreadableReply, parse_listing
 
 logger = logging.getLogger(__name__)
@@ -56,6 +59,8 @@ _MEMORY_BYTES = 64 << 20
 _PART_THREADS = 8
 # Of DeleteObjects: https://docs.aws.amazon.com/AmazonS3/latest/API/API_DeleteObjects.html
 _DELETE_BATCH = 1000
+# Characters that XML 1.0 cannot carry, or not unchanged; a batch of deletions is XML.
+_NOT_FOR_XML = re.compile("[\x00-\x1f\ufffe\uffff]")
 # Marks an upload in parts, so that one whose completion went unanswered can be recognised.
 _UPLOAD_MARK = "s3-storage-provider-upload"
 _METADATA_HEADER = "x-amz-meta-"
@@ -73,15 +78,14 @@ class S3Backend(Backend, Generic[Client]):
         self._settings = settings
         self._transport = Transport(settings)
         self._credentials = CredentialSource(settings)
-        self._secrets = Secrets(None, None)
+        self._secrets = Secrets()
         self._memory = MemoryBudget(_MEMORY_BYTES)
         self._lock = threading.Lock()
         self._client: Client | None = None
         self._executor: ThreadPoolExecutor | None = None
         self._closed = threading.Event()
         self._sse_key: bytes | None = None
-        self._encryption_lock = threading.Lock()
-        self._encryption_is_proved = not settings.uses_sse
+        self._encryption_proof: Future[None] | None = None
         self._warned_of_plain_objects = False
 
     def __repr__(self) -> str:
@@ -142,12 +146,26 @@ class S3Backend(Backend, Generic[Client]):
         self._page(None, self._listing_query("", "") | {"max-keys": "1"}, operation="check")
 
     def check_encryption(self) -> None:
-        if self._encryption_is_proved:
+        if not self._settings.uses_sse:
             return
-        with self._encryption_lock:
-            if not self._encryption_is_proved:
+        with self._lock:
+            proof = self._encryption_proof
+            is_ours = proof is None
+            if proof is None:
+                proof = self._encryption_proof = Future()
+        if not is_ours:
+            # Whoever waits shares the outcome: one after another they would wait for a dead server many times.
+            proof.result()
+            return
+        try:
+            with self._transport.call():
                 self._prove_encryption()
-                self._encryption_is_proved = True
+        except BaseException as error:
+            with self._lock:
+                self._encryption_proof = None
+            proof.set_exception(error)
+            raise
+        proof.set_result(None)
 
     def put(
         self,
@@ -225,8 +243,8 @@ class S3Backend(Backend, Generic[Client]):
         while batch := [(self._name(key), key) for key in itertools.islice(remaining, _DELETE_BATCH)]:
             if in_batches:
                 try:
-                    yield from self._delete_batch(dict(batch))
-                    continue
+                    yield from self._delete_batch(dict(pair for pair in batch if not _NOT_FOR_XML.search(pair[0])))
+                    batch = [pair for pair in batch if _NOT_FOR_XML.search(pair[0])]
                 except (NotSupported, RequestRejected) as refusal:
                     logger.info("Deleting objects one by one, since the server refuses batches (%s)", refusal)
                     in_batches = False
@@ -245,12 +263,13 @@ class S3Backend(Backend, Generic[Client]):
 
     def _call(self, operation: str, key: str | None, request: Callable[[Client], Result]) -> Result:
         """Make a request until it succeeds, fails for good, or runs out of attempts or time."""
-        if self._closed.is_set():
-            raise BackendUnavailable("the backend is closed", operation=operation, key=key)
         attempts = self._settings.max_attempts
         may_reload = True
+        before = sys.exc_info()[1]
         with self._transport.call() as deadline:
             while True:
+                if self._closed.is_set():
+                    raise BackendUnavailable("the backend is closed", operation=operation, key=key)
                 attempts -= 1
                 self._transport.forget_answer()
                 try:
@@ -260,16 +279,18 @@ class S3Backend(Backend, Generic[Client]):
                 except Exception as caught:
                     cause = caught
                 # Out of the handler, so that the SDK's exception does not become the context as well.
+                detach(cause, before)
                 error = self._translate(operation, key, cause)
                 if error is None:
                     raise cause
                 if may_reload and error.code in EXPIRED_CREDENTIALS and self._reload_credentials():
                     may_reload = False
                     attempts += 1
-                elif not error.retryable or attempts <= 0 or _gave_up(cause, deadline) or self._closed.is_set():
+                    continue
+                pause = self._pause(attempts)
+                if not error.retryable or attempts <= 0 or _gave_up(cause) or pause >= deadline.remaining():
                     raise error from (None if error is cause else self._secrets.conceal(cause))
-                else:
-                    self._back_off(attempts, deadline)
+                self._closed.wait(pause)
 
     def _check_answer(self) -> None:
         """Refuse the errors that come with a 200, as those of a completion may."""
@@ -284,11 +305,14 @@ class S3Backend(Backend, Generic[Client]):
         if isinstance(cause, SettingsError):
             return AccessDenied(str(cause), operation=operation, key=key)
         answer = self._transport.failure
+        sent = self._transport.credentials_sent
+        self._secrets.add_credentials(sent or ())
         if answer is None:
-            if self._is_credentials_error(cause):
+            is_network_error = isinstance(cause, (OSError, urllib3.exceptions.HTTPError))
+            if sent is None and (is_network_error or self._is_credentials_error(cause)):
                 reason = f"no usable credentials: {cause}; set access_key_id and secret_access_key"
                 return AccessDenied(self._secrets.scrub(reason), operation=operation, key=key)
-            if not isinstance(cause, (OSError, urllib3.exceptions.HTTPError)):
+            if not is_network_error:
                 return None
             reason = self._secrets.scrub(f"no answer from {self._endpoint()}: {innermost(cause)}")
             return BackendUnavailable(reason, operation=operation, key=key)
@@ -303,19 +327,25 @@ class S3Backend(Backend, Generic[Client]):
             reason = f"the server answered {said}" + (f": {answer.message}" if answer.message else "")
             if self._settings.uses_sse and operation in ("open", "stat") and answer.status in (400, 403):
                 reason += " (was the object stored with another sse_customer_key?)"
-        return kind(self._secrets.scrub(reason), operation=operation, key=key, code=answer.code, status=answer.status)
+        code = None if answer.code is None else self._secrets.scrub(answer.code)
+        return kind(self._secrets.scrub(reason), operation=operation, key=key, code=code, status=answer.status)
 
-    def _back_off(self, attempts_left: int, deadline: Deadline) -> None:
-        made = self._settings.max_attempts - attempts_left
-        longest = min(0.25 * 2**made, 4.0, deadline.remaining())
-        self._closed.wait(random.uniform(longest / 2, longest))
+    def _pause(self, attempts_left: int) -> float:
+        """Seconds to wait before the next attempt."""
+        longest: float = min(0.25 * 2 ** (self._settings.max_attempts - attempts_left), 4.0)
+        return random.uniform(longest / 2, longest)
 
     def _connected(self) -> Client:
         with self._lock:
             if self._client is None:
                 self._sse_key = self._settings.sse_key()
                 access_key = self._credentials.current()
-                self._secrets = Secrets(access_key, self._sse_key)
+                if self._sse_key is not None:
+                    self._secrets.add_sse_key(self._sse_key)
+                if access_key is not None:
+                    self._secrets.add_credentials(
+                        (access_key.access_key_id, access_key.secret_access_key, access_key.session_token)
+                    )
                 self._client = self._connect(access_key)
             return self._client
 
@@ -417,15 +447,16 @@ class S3Backend(Backend, Generic[Client]):
         """Make the request with the encryption key, and without it where the server says that it does not apply."""
         if not self._settings.uses_sse:
             return request(False)
-        try:
-            return request(True)
-        except RequestRejected as rejection:
-            if rejection.status != 400:
-                raise
+        with self._transport.call():
             try:
-                result = request(False)
-            except (RequestRejected, AccessDenied):
-                raise rejection from rejection.__cause__
+                return request(True)
+            except RequestRejected as rejection:
+                if rejection.status != 400:
+                    raise
+                try:
+                    result = request(False)
+                except (RequestRejected, AccessDenied):
+                    raise rejection from rejection.__cause__
         if not self._warned_of_plain_objects:
             self._warned_of_plain_objects = True
             logger.warning("%r was stored without sse_customer_key and is not encrypted; more may be", key)
@@ -449,8 +480,12 @@ class S3Backend(Backend, Generic[Client]):
             "put", key, lambda client: self._create_multipart_upload(client, name, content_type, marked)
         )
 
+        # A part and the abort after it share the time that the contract promises, and so do the requests at the end.
         def send(number: int, data: bytes) -> Part:
-            headers = self._call("put", key, lambda client: self._upload_part(client, name, upload_id, number, data))
+            with self._transport.call(self._settings.read_timeout):
+                headers = self._call(
+                    "put", key, lambda client: self._upload_part(client, name, upload_id, number, data)
+                )
             self._check_acknowledged("put", key, headers)
             return Part(number, headers.get("etag", "").strip('"'))
 
@@ -463,31 +498,43 @@ class S3Backend(Backend, Generic[Client]):
                 executor=self._part_executor(),
                 memory=self._memory,
             )
-            etag = self._complete(key, upload_id, parts, size, mark)
         except BaseException:
-            self._abort(key, upload_id)
+            with self._transport.call(self._settings.connect_timeout):
+                self._abort(key, upload_id)
             raise
+        with self._transport.call():
+            try:
+                etag = self._complete(key, upload_id, parts, size, mark)
+            except BaseException:
+                self._abort(key, upload_id)
+                raise
         return self._stored(key, size, etag, metadata)
 
     def _complete(self, key: str, upload_id: str, parts: Sequence[Part], size: int, mark: str) -> str:
         """Put the parts together; an error may still mean success, which the mark on the object tells."""
         name = self._name(key)
+        failure = None
         try:
-            return self._call(
+            etag = self._call(
                 "put", key, lambda client: self._complete_multipart_upload(client, name, upload_id, parts)
             )
-        except BackendError:
-            try:
-                headers = self._call(
-                    "stat", key, lambda client: self._head_object(client, name, self._settings.uses_sse)
-                )
-            except BackendError as unsettled:
-                logger.debug("Whether the upload was completed could not be settled: %s", unsettled)
-                headers = {}
-            info = self._info(key, headers) if headers else None
-            if info is None or info.size != size or headers.get(_METADATA_HEADER + _UPLOAD_MARK) != mark:
-                raise
-            return info.etag
+        except BackendError as error:
+            failure = error
+        else:
+            if etag:
+                return etag
+            # Ceph leaves it empty.
+        try:
+            headers = self._call("stat", key, lambda client: self._head_object(client, name, self._settings.uses_sse))
+            info = self._info(key, headers)
+        except (BackendError, UnreadableReply) as unsettled:
+            logger.debug("Whether the upload was completed could not be settled: %s", unsettled)
+        else:
+            if info.size == size and headers.get(_METADATA_HEADER + _UPLOAD_MARK) == mark:
+                return info.etag
+        if failure is not None:
+            raise failure
+        return ""
 
     def _abort(self, key: str, upload_id: str) -> None:
         name = self._name(key)
@@ -509,21 +556,26 @@ class S3Backend(Backend, Generic[Client]):
     # --- deleting ---
 
     def _delete_batch(self, keys_by_name: dict[str, str]) -> Iterator[DeleteFailure]:
+        if not keys_by_name:
+            return
         failures = self._call("delete", None, lambda client: self._delete_objects(client, tuple(keys_by_name)))
+        self._secrets.add_credentials(self._transport.credentials_sent or ())
         for name, code, message in failures:
             key = keys_by_name.get(name, name)
             if code not in ("NoSuchKey", "NoSuchVersion"):
                 kind = error_class(400, code, of_object=True)
                 reason = self._secrets.scrub(f"the server answered {code}: {message}")
-                yield DeleteFailure(key, kind(reason, operation="delete", key=key, code=code))
+                yield DeleteFailure(key, kind(reason, operation="delete", key=key, code=self._secrets.scrub(code)))
 
     def _delete_one(self, name: str, key: str) -> Iterator[DeleteFailure]:
         try:
             self._call("delete", key, lambda client: self._delete_object(client, name))
-        except (BackendUnavailable, BucketNotFound) as error:
-            if error.code is None and error.status == 404:
-                return
+        except BackendUnavailable:
             raise
+        except BucketNotFound as error:
+            # Without a code it may be the key that is not there.
+            if error.code is not None:
+                raise
         except BackendError as error:
             if error.status != 404:
                 yield DeleteFailure(key, error)
@@ -548,10 +600,9 @@ def _check_range(headers: Headers, offset: int) -> None:
         raise UnreadableReply(f"the content was asked for from byte {offset} on, but came otherwise")
 
 
-def _gave_up(error: Exception, deadline: Deadline) -> bool:
-    """Whether the time is over, or the server took the request and said nothing: it may still be at work on it."""
-    if deadline.passed:
-        return True
-    if isinstance(error, urllib3.exceptions.ConnectTimeoutError):
+def _gave_up(error: Exception) -> bool:
+    """Whether the server took the request and said nothing: it may still be at work on it."""
+    chain = list(cause_chain(error))
+    if any(isinstance(each, urllib3.exceptions.ConnectTimeoutError) for each in chain):
         return False
-    return any(isinstance(each, (urllib3.exceptions.ReadTimeoutError, TimeoutError)) for each in cause_chain(error))
+    return any(isinstance(each, (urllib3.exceptions.ReadTimeoutError, TimeoutError)) for each in chain)

@@ -8,7 +8,7 @@ import difflib
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Literal, TypeVar
 from urllib.parse import urlsplit
 
 from pydantic import (
@@ -55,7 +55,7 @@ class StrictSettings(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True)
 
     @classmethod
-    def parse(cls: type[_Settings], values: Mapping[str, Any]) -> _Settings:
+    def parse(cls: type[_Settings], values: object) -> _Settings:
         """Settings from a parsed YAML mapping; a key whose value is null counts as left out.
 
         Raises `SettingsError` for the first thing that is wrong. Does no I/O.

@@ -10,13 +10,14 @@ import contextlib
 import http.client
 import io
 import os
+import re
 import socket
 import ssl
 import threading
 import time
 import urllib.request
 import weakref
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, cast
 from urllib.parse import unquote, urlsplit
@@ -25,9 +26,11 @@ import certifi
 import urllib3
 from urllib3.connection import HTTPConnection, HTTPSConnection
 from urllib3.connectionpool import HTTPConnectionPool, HTTPSConnectionPool
+from urllib3.exceptions import ConnectTimeoutError, NameResolutionError, NewConnectionError
 from urllib3.response import BaseHTTPResponse
 from urllib3.util import Timeout, make_headers
 
+from backends.errors import SettingsError
 from backends.settings import BucketSettings
 from backends.xml import parse_error
 
@@ -78,6 +81,8 @@ class _State(threading.local):
     """For the whole call, all attempts together; the time in which a body is being sent does not count."""
     reading: Deadline | None = None
     """For what is being read of the last answer."""
+    headers: Mapping[str, str | bytes] | None = None
+    """Of the last request; None where the attempt has made none."""
     answer: Answer | None = None
     error: Answer | None = None
 
@@ -116,22 +121,64 @@ class _DeadlineSocket:
         return io.BufferedReader(_DeadlineStream(raw, self._sock, self._deadline))
 
 
+class _OpenSockets:
+    """The sockets of a transport, those that only a reader still holds included."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._sockets: weakref.WeakSet[socket.socket] = weakref.WeakSet()
+        self._are_cut = False
+
+    def add(self, sock: socket.socket) -> None:
+        with self._lock:
+            self._sockets.add(sock)
+            if self._are_cut:
+                _shut_down(sock)
+
+    def cut(self) -> None:
+        """End whatever any thread is waiting for, also on sockets that are only being opened."""
+        with self._lock:
+            self._are_cut = True
+            for sock in self._sockets:
+                _shut_down(sock)
+
+
+def _shut_down(sock: socket.socket) -> None:
+    with contextlib.suppress(OSError):
+        # Not SSLSocket.shutdown(), which takes the TLS state away under the thread that uses it.
+        socket.socket.shutdown(sock, socket.SHUT_RDWR)
+
+
 class _DeadlineConnection(HTTPConnection):
     """A connection that keeps to the deadline of the call that uses it."""
 
     state: _State
-    opened: weakref.WeakSet[_DeadlineConnection]
+    sockets: _OpenSockets
 
     def connect(self) -> None:
         super().connect()
-        self.opened.add(self)
+        self.sockets.add(self.sock)
 
-    def cut(self) -> None:
-        """End whatever another thread is waiting for on this connection."""
-        if self.sock is not None:
-            with contextlib.suppress(OSError):
-                # Not SSLSocket.shutdown(), which takes the TLS state away under the thread that uses it.
-                socket.socket.shutdown(self.sock, socket.SHUT_RDWR)
+    def _new_conn(self) -> socket.socket:
+        # Every address of a host gets the whole connect_timeout; those of a dead one must not add up.
+        host = self._dns_host
+        try:
+            found = socket.getaddrinfo(host.strip("[]"), self.port, type=socket.SOCK_STREAM)
+        except socket.gaierror as error:
+            raise NameResolutionError(host, self, error) from error
+        except (OSError, UnicodeError):
+            return super()._new_conn()
+        addresses = list(dict.fromkeys(str(info[4][0]) for info in found))
+        try:
+            while True:
+                self._dns_host = addresses.pop(0)
+                try:
+                    return super()._new_conn()
+                except (ConnectTimeoutError, NewConnectionError):
+                    if not addresses or (self.state.deadline is not None and self.state.deadline.passed):
+                        raise
+        finally:
+            self._dns_host = host
 
     def send(self, data: Any) -> None:
         deadline = self.state.deadline
@@ -146,8 +193,11 @@ class _DeadlineConnection(HTTPConnection):
             deadline.extend(time.monotonic() - started)
 
     def response_class(self, sock: socket.socket, *args: Any, **kwargs: Any) -> Any:  # type: ignore[override]
-        # urllib3 has put the read time-out of this request there.
-        reading = Deadline(cast(float, self.timeout))
+        # urllib3 has put the read time-out of this request there, or for a proxy's CONNECT that of connecting.
+        seconds = cast(float, self.timeout)
+        if self.state.deadline is not None:
+            seconds = min(seconds, self.state.deadline.remaining())
+        reading = Deadline(seconds)
         self.state.reading = reading
         source = cast(socket.socket, _DeadlineSocket(sock, reading))
         return http.client.HTTPResponse(source, *args, **kwargs)
@@ -174,13 +224,20 @@ def _tls_context(verify: bool | os.PathLike[str]) -> ssl.SSLContext:
         context.verify_mode = ssl.CERT_NONE
         return context
     if verify is not True:
-        return ssl.create_default_context(cafile=os.fspath(verify))
+        return _trusting(os.fspath(verify), "verify")
     for variable in ("AWS_CA_BUNDLE", "REQUESTS_CA_BUNDLE", "SSL_CERT_FILE"):
         if bundle := os.environ.get(variable):
-            return ssl.create_default_context(cafile=bundle)
+            return _trusting(bundle, variable)
     context = ssl.create_default_context()
     context.load_verify_locations(certifi.where())
     return context
+
+
+def _trusting(bundle: str, source: str) -> ssl.SSLContext:
+    try:
+        return ssl.create_default_context(cafile=bundle)
+    except OSError as error:
+        raise SettingsError((source,), f"cannot use {bundle} as CA file: {error.strerror or error}") from error
 
 
 class Transport(urllib3.PoolManager):
@@ -196,12 +253,20 @@ class Transport(urllib3.PoolManager):
         self._state = _State()
         self._lock = threading.Lock()
         self._managers: dict[str | None, urllib3.PoolManager] = {}
-        self._opened: weakref.WeakSet[_DeadlineConnection] = weakref.WeakSet()
+        self._sockets = _OpenSockets()
 
     @contextlib.contextmanager
-    def call(self) -> Iterator[Deadline]:
-        """Put everything that this thread requests within the block under one deadline."""
-        deadline = Deadline(self._settings.connect_timeout + self._settings.read_timeout)
+    def call(self, seconds: float | None = None) -> Iterator[Deadline]:
+        """Put everything that this thread requests within the block under one deadline.
+
+        Without `seconds` it is the time that the contract promises. A block within another shares its deadline.
+        """
+        if self._state.deadline is not None:
+            yield self._state.deadline
+            return
+        if seconds is None:
+            seconds = self._settings.connect_timeout + self._settings.read_timeout
+        deadline = Deadline(seconds)
         self._state.deadline = deadline
         try:
             yield deadline
@@ -228,13 +293,28 @@ class Transport(urllib3.PoolManager):
         """
         return self._state.answer and (self._state.error or self._state.answer)
 
+    @property
+    def credentials_sent(self) -> list[str] | None:
+        """What this thread's last request told of its credentials; None where the SDK failed before sending any."""
+        if self._state.headers is None:
+            return None
+        sent: list[str] = []
+        for name, value in self._state.headers.items():
+            text = value.decode("latin-1") if isinstance(value, bytes) else str(value)
+            if name.lower() == "x-amz-security-token":
+                sent.append(text)
+            elif name.lower() == "authorization":
+                sent += re.findall("Credential=([^/]+)/", text)
+        return sent
+
     def forget_answer(self) -> None:
         """Start an attempt."""
-        self._state.answer = self._state.error = None
+        self._state.answer = self._state.error = self._state.headers = None
 
     def urlopen(self, method: str, url: str, redirect: bool = True, **options: Any) -> BaseHTTPResponse:  # type: ignore[override]
         """Send a request, once; an error's body is read and kept, so that the SDK can read it too."""
         self._state.answer = None
+        self._state.headers = options.get("headers") or {}
         deadline = self._state.deadline
         remaining = deadline.remaining() if deadline else self._settings.read_timeout
         options |= {
@@ -249,10 +329,12 @@ class Transport(urllib3.PoolManager):
         }
         preload = options.pop("preload_content", True)
         response = self._manager(url).urlopen(method, url, preload_content=False, **options)
-        self._state.answer = Answer(response.status)
-        if response.status >= 300 or preload:
-            self._state.answer = _read_answer(response.status, response.data)
-            response.release_conn()
+        if response.status < 300 and not preload:
+            self._state.answer = Answer(response.status)
+            return response
+        # An answer that is cut short is none: what it says of the object might have been about the bucket.
+        self._state.answer = _read_answer(response.status, response.data)
+        response.release_conn()
         if response.status >= 300:
             self._state.error = self._state.answer
         return response
@@ -262,8 +344,7 @@ class Transport(urllib3.PoolManager):
         with self._lock:
             for manager in self._managers.values():
                 manager.clear()
-            for connection in list(self._opened):
-                connection.cut()
+        self._sockets.cut()
 
     def _manager(self, url: str) -> urllib3.PoolManager:
         proxy = environment_proxy(url)
@@ -278,7 +359,7 @@ class Transport(urllib3.PoolManager):
         if self._settings.verify is False:
             options["cert_reqs"] = "CERT_NONE"
         manager = urllib3.PoolManager(**options) if proxy is None else _proxy_manager(proxy, options)
-        manager.pool_classes_by_scheme = _pool_classes(self._state, self._opened)
+        manager.pool_classes_by_scheme = _pool_classes(self._state, self._sockets)
         return manager
 
 
@@ -291,8 +372,8 @@ def _proxy_manager(proxy: str, options: dict[str, Any]) -> urllib3.ProxyManager:
     return urllib3.ProxyManager(address, proxy_headers=headers, **options)
 
 
-def _pool_classes(state: _State, opened: weakref.WeakSet[_DeadlineConnection]) -> dict[str, type[HTTPConnectionPool]]:
-    shared = {"state": state, "opened": opened}
+def _pool_classes(state: _State, sockets: _OpenSockets) -> dict[str, type[HTTPConnectionPool]]:
+    shared = {"state": state, "sockets": sockets}
     plain = type("Connection", (_DeadlineConnection,), shared)
     tls = type("TLSConnection", (_DeadlineTLSConnection,), shared)
     return {

@@ -1,0 +1,204 @@
+"""Credentials out of files, and out of the environment."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from backends import BACKENDS, BucketSettings, open_backend
+from backends.base import Backend
+from backends.credentials import AccessKey, CredentialSource
+from backends.errors import AccessDenied, SettingsError
+from tests.backends.contract import assert_kept_secret
+from tests.backends.scripted_server import Behaviour, Request, ScriptedServer, error, from_request, reply
+
+EXPIRED = ["ExpiredToken", "TokenRefreshRequired", "InvalidToken", "InvalidAccessKeyId", "SignatureDoesNotMatch"]
+EMPTY_LISTING = reply(200, "<ListBucketResult/>")
+
+
+class Files:
+    """The three files, as something else renews them."""
+
+    def __init__(self, directory: Path) -> None:
+        self._directory = directory
+        self.write("one")
+
+    def write(self, which: str) -> None:
+        for name in ("access_key_id", "secret_access_key", "session_token"):
+            (self._directory / name).write_text(f"{name}-{which}\n")
+
+    @property
+    def settings(self) -> dict[str, str]:
+        return {
+            f"{name}_path": str(self._directory / name)
+            for name in ("access_key_id", "secret_access_key", "session_token")
+        }
+
+
+@pytest.fixture
+def files(tmp_path: Path) -> Files:
+    return Files(tmp_path)
+
+
+@pytest.fixture(params=list(BACKENDS))
+def make(request: pytest.FixtureRequest) -> Iterator[Callable[..., Backend]]:
+    made: list[Backend] = []
+
+    def make(server: ScriptedServer, **settings: Any) -> Backend:
+        values = {"bucket": "bucket", "backend": request.param, "endpoint_url": server.endpoint, **settings}
+        made.append(open_backend(BucketSettings.parse(values)))
+        return made[-1]
+
+    yield make
+    for backend in made:
+        backend.close()
+
+
+def signed_by(request: Request) -> tuple[str, str]:
+    """The access key id and the session token of a request."""
+    key = request.headers["Authorization"].partition("Credential=")[2].partition("/")[0]
+    return key, request.headers["x-amz-security-token"]
+
+
+@pytest.mark.parametrize("code", EXPIRED)
+def test_files_are_read_again_when_the_credentials_have_expired(
+    make: Callable[..., Backend], files: Files, code: str
+) -> None:
+    def answer(request: Request) -> Behaviour:
+        if signed_by(request)[0] == "access_key_id-one":
+            files.write("two")
+            return error(403, code)
+        return EMPTY_LISTING
+
+    with ScriptedServer([from_request(answer)]) as server:
+        # Reading them again is no attempt of its own.
+        backend = make(server, **files.settings, max_attempts=1)
+        backend.check()
+        assert [signed_by(request) for request in server.requests] == [
+            ("access_key_id-one", "session_token-one"),
+            ("access_key_id-two", "session_token-two"),
+        ]
+        backend.check()
+        assert signed_by(server.requests[2])[0] == "access_key_id-two"
+
+
+def test_files_are_read_again_once_per_call(make: Callable[..., Backend], files: Files) -> None:
+    with ScriptedServer([error(400, "ExpiredToken")]) as server:
+        backend = make(server, **files.settings)
+        for calls in (1, 2):
+            with pytest.raises(AccessDenied) as caught:
+                backend.check()
+            assert caught.value.code == "ExpiredToken"
+            assert len(server.requests) == 2 * calls
+
+
+def test_nothing_is_tried_again_where_there_is_no_file(make: Callable[..., Backend]) -> None:
+    with ScriptedServer([error(403, "ExpiredToken")]) as server:
+        backend = make(server, access_key_id="key-of-someone", secret_access_key="secret-of-someone")
+        with pytest.raises(AccessDenied):
+            backend.check()
+        assert len(server.requests) == 1
+
+
+def test_a_refusal_that_is_not_about_expiry_does_not_read_files_again(
+    make: Callable[..., Backend], files: Files
+) -> None:
+    with ScriptedServer([error(403, "AccessDenied")]) as server:
+        with pytest.raises(AccessDenied):
+            make(server, **files.settings).check()
+        assert len(server.requests) == 1
+
+
+def test_a_file_that_is_gone_is_told_with_its_setting(
+    make: Callable[..., Backend], files: Files, tmp_path: Path
+) -> None:
+    (tmp_path / "secret_access_key").unlink()
+    with ScriptedServer([EMPTY_LISTING]) as server:
+        backend = make(server, **files.settings)
+        with pytest.raises(AccessDenied, match=r"secret_access_key_path: cannot read .*: No such file") as caught:
+            backend.check()
+        assert isinstance(caught.value.__cause__, SettingsError)
+        assert server.requests == []
+        # Not remembered: it may come back.
+        files.write("one")
+        backend.check()
+
+
+def test_no_credentials_at_all_are_told_with_the_remedy(
+    make: Callable[..., Backend], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    no_credentials(monkeypatch, tmp_path)
+    with ScriptedServer([EMPTY_LISTING]) as server:
+        with pytest.raises(AccessDenied, match="set access_key_id and secret_access_key"):
+            make(server).check()
+        assert server.requests == []
+
+
+def test_an_unusable_profile_is_a_backend_error(
+    make: Callable[..., Backend], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    no_credentials(monkeypatch, tmp_path)
+    (tmp_path / "config").write_text("[profile x]\nrole_arn = arn:aws:iam::1:role/x\nsource_profile = absent\n")
+    monkeypatch.setenv("AWS_CONFIG_FILE", str(tmp_path / "config"))
+    monkeypatch.setenv("AWS_PROFILE", "x")
+    with ScriptedServer([EMPTY_LISTING]) as server:
+        with pytest.raises(AccessDenied):
+            make(server).check()
+        assert server.requests == []
+
+
+def test_credentials_from_the_environment_are_used_and_kept_secret(
+    make: Callable[..., Backend], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    no_credentials(monkeypatch, tmp_path)
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "key-of-the-environment")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "secret-of-the-environment")
+    monkeypatch.setenv("AWS_SESSION_TOKEN", "token-of-the-environment")
+
+    def echo(request: Request) -> Behaviour:
+        return error(403, "AccessDenied", str(request.headers.items()))
+
+    with ScriptedServer([from_request(echo)]) as server:
+        with pytest.raises(AccessDenied) as caught:
+            make(server).check()
+        assert signed_by(server.requests[0]) == ("key-of-the-environment", "token-of-the-environment")
+        assert_kept_secret(caught.value, "key-of-the-environment", "token-of-the-environment")
+
+
+def test_credentials_of_before_a_renewal_are_kept_secret_too(make: Callable[..., Backend], files: Files) -> None:
+    def echo_the_old(request: Request) -> Behaviour:
+        if signed_by(request)[0] == "access_key_id-one":
+            files.write("two")
+            return error(403, "ExpiredToken")
+        return error(403, "AccessDenied", "access_key_id-one access_key_id-two session_token-one session_token-two")
+
+    with ScriptedServer([from_request(echo_the_old)]) as server:
+        with pytest.raises(AccessDenied) as caught:
+            make(server, **files.settings).check()
+        assert_kept_secret(
+            caught.value, "access_key_id-one", "access_key_id-two", "session_token-one", "session_token-two"
+        )
+
+
+def test_settings_without_a_key_leave_it_to_the_sdk() -> None:
+    assert CredentialSource(BucketSettings.parse({"bucket": "media"})).current() is None
+
+
+def test_an_access_key_does_not_show_its_secrets() -> None:
+    key = AccessKey("key-of-someone", "secret-of-someone", "token-of-someone")
+    assert repr(key) == "AccessKey(access_key_id='key-of-someone')"
+
+
+def no_credentials(monkeypatch: pytest.MonkeyPatch, directory: Path) -> None:
+    """A machine on which the SDKs find no credentials, and no metadata service either."""
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN", "AWS_PROFILE"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("HOME", str(directory))
+    for name in ("AWS_CONFIG_FILE", "AWS_SHARED_CREDENTIALS_FILE"):
+        monkeypatch.setenv(name, str(directory / "absent"))
+    monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
+    # minio-py asks this address instead of EC2's.
+    monkeypatch.setenv("AWS_CONTAINER_CREDENTIALS_FULL_URI", "http://127.0.0.1:1/")
