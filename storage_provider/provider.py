@@ -65,10 +65,11 @@ class S3StorageProviderBackend(StorageProvider):
                     "dynamic_thumbnails does not work together with enable_local_media_storage: false: "
                     "Synapse itself looks for the thumbnail on the disk"
                 )
-        # Large downloads have threads of their own, so that uploads and small files always find one.
-        half = settings.threadpool_size // 2
-        self._threads = self._start_threads("s3-media", max(settings.threadpool_size - half, 1))
-        self._download_threads = self._start_threads("s3-media-download", max(half, 1))
+        # Each kind of work has threads of its own: reads that hang keep no upload waiting, nor the reverse.
+        half, quarter = settings.threadpool_size // 2, settings.threadpool_size // 4
+        self._download_threads = self._start_threads("s3-media-download", half)
+        self._upload_threads = self._start_threads("s3-media-upload", quarter)
+        self._read_threads = self._start_threads("s3-media-read", settings.threadpool_size - half - quarter)
         self._at_shutdown("before", self._uploads.wait)
         self._at_shutdown("during", self._stop)
         self._announce()
@@ -93,13 +94,13 @@ class S3StorageProviderBackend(StorageProvider):
         with self._files.open(path, file_info) as body, self._uploads.one():
             self._refuse_while_media_is_hidden()
             with self._as_synapse_error():
-                await self._module_api.defer_to_threadpool(self._threads, self._put, path, body)
+                await self._module_api.defer_to_threadpool(self._upload_threads, self._put, path, body)
 
     async def fetch(self, path: str, file_info: FileInfo) -> Responder | None:
         """A response with the object's content, or None where there is no such object."""
         self._refuse_while_media_is_hidden()
         with self._as_synapse_error():
-            opened = await self._module_api.defer_to_threadpool(self._threads, self._open, path)
+            opened = await self._module_api.defer_to_threadpool(self._read_threads, self._open, path)
         if opened is None:
             return None
         source: ChunkSource
@@ -107,7 +108,7 @@ class S3StorageProviderBackend(StorageProvider):
             source = BytesSource(opened)
         else:
             source = BucketSource(self._module_api, self._download_threads, self._backend, opened)
-        return ChunkResponder(self._reactor, source, self._media_store / path)
+        return ChunkResponder(self._reactor, source, self._media_store / path, self._as_synapse_error)
 
     async def delete(self, path: str, file_info: FileInfo) -> None:
         """Remove the object, where the settings allow it; one that is not there counts as removed.
@@ -116,7 +117,7 @@ class S3StorageProviderBackend(StorageProvider):
         """
         if self._settings.delete_from_bucket:
             with self._as_synapse_error():
-                await self._module_api.defer_to_threadpool(self._threads, self._delete, path)
+                await self._module_api.defer_to_threadpool(self._upload_threads, self._delete, path)
 
     # --- in a thread ---
 
@@ -144,7 +145,7 @@ class S3StorageProviderBackend(StorageProvider):
     # --- start and stop ---
 
     def _start_threads(self, name: str, size: int) -> ThreadPool:
-        threads = ThreadPool(minthreads=0, maxthreads=size, name=name)
+        threads = ThreadPool(minthreads=0, maxthreads=max(size, 1), name=name)
         threads.start()
         return threads
 
@@ -180,7 +181,7 @@ class S3StorageProviderBackend(StorageProvider):
             if self._problem is not None:
                 raise ConfigError(self._problem.text)
         elif self._settings.check_on_startup == "warn":
-            self._reactor.callWhenRunning(self._threads.callInThread, self._check)
+            self._reactor.callWhenRunning(self._read_threads.callInThread, self._check)
 
     def _check(self) -> None:
         problem = find_problem(self._settings, self._backend)
@@ -193,8 +194,8 @@ class S3StorageProviderBackend(StorageProvider):
 
     def _stop(self) -> None:
         self._backend.close()
-        self._threads.stop()
-        self._download_threads.stop()
+        for threads in (self._read_threads, self._upload_threads, self._download_threads):
+            threads.stop()
 
     # --- errors ---
 

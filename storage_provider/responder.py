@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Protocol, cast
+from typing import Any, Protocol, TypeVar, cast
 
 from synapse.logging.context import PreserveLoggingContext, make_deferred_yieldable
 from synapse.media._base import ConsumerRequestedStopError, Responder
@@ -15,6 +18,8 @@ from zope.interface import implementer  # type: ignore[import-untyped]
 
 from storage_provider.sources import ChunkSource
 
+Result = TypeVar("Result")
+
 # How long a client may take for what it has been sent; as long as Synapse waits for its own files.
 _STALLED_SECONDS = 90
 
@@ -23,28 +28,53 @@ class ChunkResponder(Responder):
     """A response made of a source's chunks, which is closed with the response.
 
     `local_copy` is where Synapse keeps the file when it asks for a copy of its own, to make
-    thumbnails of: a copy that stays short is removed, as it would be served for ever.
+    thumbnails of: a copy that stays short is removed, as it would be served for ever. Nothing has
+    been answered then, so errors of the bucket are told to the client within `copy_errors`.
     """
 
-    def __init__(self, reactor: IReactorTime, source: ChunkSource, local_copy: Path) -> None:
+    def __init__(
+        self,
+        reactor: IReactorTime,
+        source: ChunkSource,
+        local_copy: Path,
+        copy_errors: Callable[[], AbstractContextManager[None]] = nullcontext,
+    ) -> None:
         self._reactor = reactor
         self._source = source
         self._local_copy = local_copy
+        self._copy_errors = copy_errors
 
     async def write_to_consumer(self, consumer: IConsumer) -> None:
         feed = _Feed(cast(_Consumer, consumer))
+        if isinstance(consumer, BackgroundFileConsumer):
+            with self._copy_errors():
+                await self._send_copy(feed, consumer)
+            return
         try:
             await self._send(feed)
-            if isinstance(consumer, BackgroundFileConsumer):
-                # The copy is written behind our back, and a full disk shows only now.
-                await consumer.wait()
         except BaseException as error:
-            if feed.is_stopped and not isinstance(consumer, BackgroundFileConsumer):
+            if feed.is_stopped:
                 raise ConsumerRequestedStopError("the client has gone") from error
-            self._give_up(consumer)
+            _abort(consumer)
             raise
         finally:
             feed.finish()
+
+    async def _send_copy(self, feed: _Feed, consumer: BackgroundFileConsumer) -> None:
+        """Send to a file, which is written behind our back by a thread that a full disk may end at any time."""
+        with PreserveLoggingContext():
+            consumer.wait().addBoth(feed.consumer_ended)
+        try:
+            await self._send(feed)
+            await consumer.wait()
+        except BaseException as error:
+            feed.finish()
+            self._local_copy.unlink(missing_ok=True)
+            if isinstance(error, Exception):
+                # Where the thread has failed as well, somebody must take its error, or it is logged as unhandled.
+                with contextlib.suppress(Exception):
+                    await consumer.wait()
+            raise
 
     async def _send(self, feed: _Feed) -> None:
         while not feed.is_stopped and (chunk := await self._source.read()):
@@ -61,19 +91,17 @@ class ChunkResponder(Responder):
     ) -> None:
         self._source.close()
 
-    def _give_up(self, consumer: Any) -> None:
-        """Let nobody take what was sent for the whole.
 
-        Synapse has sent a Content-Length and would finish the request as if nothing had happened;
-        the client would wait for the rest until its own time-out.
-        """
-        if isinstance(consumer, BackgroundFileConsumer):
-            self._local_copy.unlink(missing_ok=True)
-            return
-        request = getattr(consumer, "wrapped_consumer", consumer)
-        transport = getattr(request, "transport", None)
-        if transport is not None:
-            transport.abortConnection()
+def _abort(consumer: Any) -> None:
+    """End the client's connection, so that it does not take what was sent for the whole.
+
+    Synapse has sent a Content-Length and would finish the request as if nothing had happened;
+    the client would wait for the rest until its own time-out.
+    """
+    request = getattr(consumer, "wrapped_consumer", consumer)
+    transport = getattr(request, "transport", None)
+    if transport is not None:
+        transport.abortConnection()
 
 
 class _Consumer(Protocol):
@@ -118,6 +146,11 @@ class _Feed:
         consumer, self._consumer = self._consumer, None
         if consumer is not None:
             consumer.unregisterProducer()
+
+    def consumer_ended(self, result: Result) -> Result:
+        """A consumer that has ended by itself resumes nothing; the next write tells why it has."""
+        self._wake()
+        return result
 
     def pauseProducing(self) -> None:
         self._is_paused = True

@@ -38,6 +38,8 @@ def parse_duration(value: object) -> object:
         if not match:
             raise ValueError("must be a duration such as 10m, 12h, 7d or 1y")
         return int(match[1]) * _SECONDS[match[2] or "s"]
+    if isinstance(value, bool):
+        raise ValueError("must be a duration such as 10m, 12h, 7d or 1y")
     return value
 
 
@@ -96,7 +98,7 @@ class ProviderSettings(BucketSettings):
     """Keys that were found inside `config` and ignored, each with where it belongs."""
 
     @classmethod
-    def parse(cls, values: Mapping[str, Any]) -> ProviderSettings:
+    def parse(cls, values: object) -> ProviderSettings:
         if not isinstance(values, Mapping):
             return super().parse(values)
         if "misplaced" in values:

@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import http.client
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
 import sys
 import time
-import urllib.error
-import urllib.request
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
@@ -30,6 +28,7 @@ ROOT = Path(__file__).parents[2]
 
 _START_SECONDS = 120
 _STOP_SECONDS = 60
+_LOG_SECONDS = 60
 
 _LOG_FORMAT = "%(asctime)s %(name)s %(lineno)d %(levelname)s %(request)s %(message)s"
 
@@ -69,6 +68,7 @@ class Homeserver:
         self.log_file = directory / "homeserver.log"
         self.port = free_port()
         self.token = ""
+        self.has_started = False
         self._environment = dict(environment or {})
         self._process: subprocess.Popen[bytes] | None = None
         provider = {
@@ -138,8 +138,27 @@ class Homeserver:
         return self._process.pid
 
     @property
+    def is_running(self) -> bool:
+        return self._process is not None
+
+    @property
+    def storage(self) -> dict[str, Any]:
+        """The provider's `config` block, to be changed before a start."""
+        return cast("dict[str, Any]", self.config["media_storage_providers"][0]["config"])
+
+    @property
     def log(self) -> str:
         return self.log_file.read_text(errors="replace") if self.log_file.exists() else ""
+
+    def wait_for_log(self, pattern: str, start: int = 0) -> str:
+        """Wait for a line that holds the pattern, from that place of the log on; returns the line."""
+        deadline = time.monotonic() + _LOG_SECONDS
+        while time.monotonic() < deadline:
+            found = re.search(f"^.*{pattern}.*$", self.log[start:], re.MULTILINE)
+            if found:
+                return found[0]
+            time.sleep(0.05)
+        raise TimeoutError(f"no line of the log holds {pattern!r}:\n{self.log[start:][-3000:]}")
 
     def launch(self) -> subprocess.Popen[bytes]:
         """Write the configuration and start the process, without waiting for anything."""
@@ -171,22 +190,32 @@ class Homeserver:
                 self.stop()
                 raise RuntimeError(f"Synapse did not start:\n{self.stderr[-3000:]}\n{self.log[-3000:]}")
             time.sleep(0.1)
+        self.has_started = True
         if not self.token:
             self.token = self._register()
 
-    def stop(self) -> float:
-        """End the process; returns the seconds that it took."""
+    def fail_to_start(self) -> str:
+        """Start, wait until it has given up, and return what it printed."""
+        process = self.launch()
+        try:
+            status = process.wait(_START_SECONDS)
+        finally:
+            self.stop()
+        if status == 0:
+            raise RuntimeError("Synapse ended without an error")
+        return self.stderr
+
+    def stop(self) -> int:
+        """End the process; returns its exit status."""
         process, self._process = self._process, None
         if process is None:
             return 0
-        started = time.monotonic()
         process.send_signal(signal.SIGTERM)
         try:
-            process.wait(_STOP_SECONDS)
+            return process.wait(_STOP_SECONDS)
         finally:
             process.kill()
             process.wait()
-        return time.monotonic() - started
 
     @property
     def stderr(self) -> str:

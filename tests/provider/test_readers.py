@@ -1,0 +1,105 @@
+"""Clients that stop reading or hang up cost the others nothing."""
+
+from __future__ import annotations
+
+import os
+import socket
+import struct
+from contextlib import ExitStack
+
+import pytest
+
+from tests.provider.conftest import REAL
+from tests.provider.fault_proxy import gets
+from tests.provider.site import Site, Task, eventually, until_quiet
+
+pytestmark = pytest.mark.parametrize("shared_site", REAL, indirect=True)
+
+STALLED = 48
+HUNG_UP = 60
+LARGE = os.urandom(24 << 20)
+# So that its thread pools are as large as they will be: `threadpool_size`, Twisted's own, parts of uploads.
+WARM_UP = 24
+
+
+def warm_up(site: Site, media_id: str) -> None:
+    tasks = [Task(lambda: site.homeserver.download(media_id)) for _ in range(WARM_UP)]
+    tasks += [
+        Task(lambda: site.homeserver.request("POST", "/_matrix/media/v3/upload", LARGE[: 9 << 20], "text/plain"))
+        for _ in range(4)
+    ]
+    assert {task.result().status for task in tasks} == {200}
+
+
+def test_clients_that_stop_reading_cost_neither_threads_nor_memory_and_others_are_served(site: Site) -> None:
+    media_id = site.upload_and_lose(LARGE)
+    warm_up(site, media_id)
+    site.homeserver.wipe_media()
+    site.proxy.forget()
+    threads, memory = site.process_status("Threads"), site.process_status("VmRSS")
+    with ExitStack() as stack:
+        for _ in range(STALLED):
+            stack.enter_context(site.reader(media_id, receive_buffer=4096))
+        site.proxy.wait_for(lambda requests: sum(map(gets, requests)) == STALLED)
+        until_quiet(lambda: site.proxy.sent)
+        assert site.proxy.in_flight == STALLED
+        assert site.process_status("Threads") <= threads + 4
+        assert site.process_status("VmRSS") - memory <= STALLED << 10
+        site.serves_others()
+        other = site.homeserver.upload(LARGE)
+        (site.homeserver.media_store / site.path(other)).unlink()
+        assert site.homeserver.download(other).body == LARGE
+        assert site.proxy.in_flight == STALLED
+    site.proxy.wait_until_idle()
+    assert site.trouble() == []
+
+
+def test_a_slow_client_gets_the_whole_file(site: Site) -> None:
+    media_id = site.upload_and_lose(LARGE)
+    with site.reader(media_id, receive_buffer=4096) as connection:
+        until_quiet(lambda: site.proxy.sent)
+        assert site.proxy.in_flight == 1  # the bucket is still waiting for the client
+        with connection.makefile("rb") as stream:
+            while stream.readline().strip():
+                pass
+            assert stream.read(len(LARGE)) == LARGE
+    assert site.trouble() == []
+
+
+@pytest.mark.parametrize("manner", ["reset", "end"])
+def test_clients_that_hang_up_in_the_middle_leave_nothing_behind(site: Site, manner: str) -> None:
+    media_id = site.upload_and_lose(LARGE)
+    warm_up(site, media_id)
+    site.homeserver.wipe_media()
+    site.proxy.forget()
+    site.mark_log()
+    threads = site.process_status("Threads")
+    with ExitStack() as stack:
+        readers = [stack.enter_context(site.reader(media_id)) for _ in range(HUNG_UP)]
+        for reader in readers:
+            assert len(reader.recv(64 << 10)) > 0
+        for reader in readers:
+            if manner == "reset":
+                reader.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+            reader.close()
+    site.proxy.wait_until_idle()
+    assert site.homeserver.download(media_id).body == LARGE
+    # Some connections to the bucket are kept for later, those that were cut are not.
+    eventually("connections are closed", lambda: site.open_sockets() < HUNG_UP)
+    assert site.process_status("Threads") <= threads + 4
+    assert site.trouble() == []
+
+
+def test_clients_that_hang_up_before_the_bucket_answers_leave_nothing_behind(site: Site) -> None:
+    media_id = site.upload_and_lose(LARGE)
+    site.mark_log()
+    with site.proxy.hold(gets) as held:
+        with ExitStack() as stack:
+            for _ in range(5):
+                stack.enter_context(site.reader(media_id))
+            held.wait(5)
+        eventually("Synapse notices that they have gone", lambda: site.log.count("lost before response was sent") == 5)
+        held.release()
+    site.proxy.wait_until_idle()
+    assert site.homeserver.download(media_id).body == LARGE
+    assert [line for line in site.trouble() if "already disconnected" not in line] == []

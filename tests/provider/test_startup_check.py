@@ -1,0 +1,117 @@
+"""What the check at the start finds, and in which words."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from typing import Any
+
+import pytest
+
+from backends import open_backend
+from storage_provider.media_store import MEDIA_ROOTS
+from storage_provider.settings import ProviderSettings
+from storage_provider.startup_check import Problem, find_problem
+from tests.servers import S3Server, make_client
+from tests.servers.process import free_port
+
+pytestmark = pytest.mark.parametrize("s3_server", ["moto"], indirect=True)
+
+Check = Callable[..., Problem | None]
+
+
+@pytest.fixture(params=["minio", "boto3"])
+def check(request: pytest.FixtureRequest, s3_server: S3Server, bucket: str) -> Iterator[Check]:
+    """Checks the settings for the test's bucket, changed as the test says."""
+    with ExitStack() as stack:
+
+        def check(**changes: Any) -> Problem | None:
+            values = {
+                "bucket": bucket,
+                "backend": request.param,
+                "endpoint_url": s3_server.endpoint,
+                "access_key_id": s3_server.access_key,
+                "secret_access_key": s3_server.secret_key,
+            }
+            settings = ProviderSettings.parse(values | changes)
+            backend = open_backend(settings)
+            stack.callback(backend.close)
+            return find_problem(settings, backend)
+
+        yield check
+
+
+@pytest.fixture
+def put(s3_server: S3Server, bucket: str) -> Iterator[Callable[[str], None]]:
+    client = make_client(s3_server)
+
+    def put(key: str) -> None:
+        client.put_object(Bucket=bucket, Key=key, Body=b"")
+
+    yield put
+    client.close()
+
+
+def test_an_empty_bucket_is_well(check: Check) -> None:
+    assert check() is None
+    assert check(prefix="media") is None
+
+
+def test_a_missing_bucket(check: Check) -> None:
+    problem = check(bucket="no-such-bucket")
+    assert problem is not None
+    assert "There is no bucket 'no-such-bucket'" in problem.text
+    assert not problem.hides_media
+
+
+def test_an_endpoint_where_nobody_listens(check: Check) -> None:
+    problem = check(endpoint_url=f"http://127.0.0.1:{free_port()}", max_attempts=1)
+    assert problem is not None
+    assert "is `endpoint_url` right" in problem.text
+
+
+def test_credentials_that_cannot_be_read(check: Check) -> None:
+    nowhere = {"access_key_id": None, "secret_access_key": None}
+    paths = {"access_key_id_path": "/no/such/file", "secret_access_key_path": "/no/such/file"}
+    problem = check(**nowhere, **paths)
+    assert problem is not None
+    assert "/no/such/file" in problem.text
+
+
+def test_an_encryption_key_that_is_ignored(check: Check) -> None:
+    problem = check(sse_customer_key="k" * 32, allow_insecure_sse=True)
+    assert problem is not None
+    assert "does not encrypt with `sse_customer_key`" in problem.text
+    assert "k" * 32 not in problem.text
+
+
+@pytest.mark.parametrize("root", MEDIA_ROOTS)
+def test_a_prefix_that_hides_all_media(check: Check, put: Callable[[str], None], root: str) -> None:
+    put(f"media{root}AA/BB/CC")
+    problem = check(prefix="media")
+    assert problem is not None
+    assert "raw_prefix: true" in problem.text
+    assert problem.hides_media
+    assert check(prefix="media", raw_prefix=True) is None
+
+
+def test_a_prefix_that_hides_some_media(check: Check, put: Callable[[str], None]) -> None:
+    put("medialocal_content/AA/BB/CC")
+    put("media/local_content/AA/BB/CC")
+    problem = check(prefix="media")
+    assert problem is not None
+    assert "Some media" in problem.text
+    assert not problem.hides_media
+
+
+def test_a_prefix_with_its_slash_can_be_read_in_one_way_only(check: Check, put: Callable[[str], None]) -> None:
+    put("medialocal_content/AA/BB/CC")
+    assert check(prefix="media/") is None
+    assert check(prefix="other") is None
+    assert check() is None
+
+
+def test_keys_that_only_look_alike_are_no_media(check: Check, put: Callable[[str], None]) -> None:
+    put("media-of-another-kind")
+    put("medialocal_contents/AA")
+    assert check(prefix="media") is None
