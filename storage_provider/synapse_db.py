@@ -1,0 +1,462 @@
+"""The media rows of Synapse's database, PostgreSQL or SQLite, read and never written."""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import sqlite3
+import threading
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Literal, NoReturn, Protocol
+
+from storage_provider.cache_db import CachedMedia, Kind
+
+if TYPE_CHECKING:
+    from psycopg2.extensions import connection as PostgresConnection
+
+Row = tuple[Any, ...]
+
+# Some builds of SQLite take no more than 999 arguments, and a remote row needs two.
+_ROWS_A_QUERY = 400
+
+_ROWS_A_FETCH = 2000
+_CONNECT_SECONDS = 10
+_BUSY_SECONDS = 30
+
+# What Synapse's configuration may hold for others than psycopg2: Twisted's pool (with `cp_…`), SQLite, Synapse itself.
+_NOT_FOR_PSYCOPG2 = frozenset(
+    {
+        "allow_unsafe_locale",
+        "check_same_thread",
+        "idle_in_transaction_session_timeout",
+        "statement_timeout",
+        "synchronous_commit",
+        "txn_limit",
+    }
+)
+
+
+class SynapseDbError(Exception):
+    """The database cannot be reached or read; the text is a sentence for the operator, without the password."""
+
+
+@dataclass(frozen=True)
+class DatabaseArguments:
+    """How to connect, as Synapse's configuration says it."""
+
+    engine: Literal["sqlite3", "psycopg2"]
+    arguments: Mapping[str, Any] = field(repr=False)
+
+
+@dataclass(frozen=True)
+class MediaFacts:
+    """What the database says of one media and its files."""
+
+    length: int | None
+    """Bytes; None while the upload is awaited."""
+    sha256: str | None
+    """In hex; None for media from before Synapse 1.128."""
+    quarantined: bool
+    thumbnail_lengths: Mapping[str, int]
+    """By file name. A remote one without the method stands there too, where only one thumbnail can be meant."""
+
+
+@dataclass(frozen=True)
+class StoredMedia:
+    """A media row whose file should exist, with its thumbnails."""
+
+    row: CachedMedia
+    length: int
+    sha256: str | None
+    last_access: int | None
+    created_ts: int
+    quarantined: bool
+    thumbnail_lengths: Mapping[str, int]
+    """By file name, in byte order. The files of old remote thumbnails may be named without the method."""
+
+    @property
+    def used(self) -> int:
+        """When it was used last, in milliseconds."""
+        return self.created_ts if self.last_access is None else self.last_access
+
+
+def connect(arguments: DatabaseArguments) -> SynapseDb:
+    """Connect, and see that it is Synapse's database. Raises `SynapseDbError`."""
+    given = arguments.arguments
+    database: _Database = _Sqlite(given) if arguments.engine == "sqlite3" else _Postgres(given)
+    try:
+        return SynapseDb(database)
+    except BaseException:
+        database.close()
+        raise
+
+
+class SynapseDb:
+    """Synapse's media rows; a context manager that closes its connection.
+
+    An iterator streams over a connection of its own and shows the database as it was when it began;
+    its transaction lasts as long as it does. The other methods ask anew each time. They may be
+    called from many threads at once. Failures are `SynapseDbError`s.
+    """
+
+    def __init__(self, database: _Database) -> None:
+        self._database = database
+        # The column came with Synapse 1.128.
+        self._sha256 = "m.sha256" if "sha256" in database.columns("local_media_repository") else "NULL"
+        database.columns("remote_media_cache")
+
+    def close(self) -> None:
+        self._database.close()
+
+    def __enter__(self) -> SynapseDb:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    # --- streams ---
+
+    def unused_before(self, ts_ms: int, kind: Kind | None = None) -> Iterator[CachedMedia]:
+        """Media that was last used before a moment: local rows, then remote ones, each in any order.
+
+        Media of URL previews is left out, as it never leaves the disk; quarantined media is not.
+        """
+        for tables in (_LOCAL, _REMOTE):
+            if kind in (None, tables.kind):
+                sql = f"SELECT {tables.identity} FROM {tables.media} m WHERE {tables.counts} AND {_USED} < ?"
+                for origin, media_id, filesystem_id in self._database.stream(sql, (ts_ms,)):
+                    yield CachedMedia(origin, media_id, filesystem_id, tables.kind)
+
+    def media_in_path_order(self, *, used_since: int | None = None, origin: str | None = None) -> Iterator[StoredMedia]:
+        """Media whose files should exist, in byte order of `content_path` (see also `in_thumbnail_order`).
+
+        `origin` takes the media of one server only, `""` the local media. Uploads that are still
+        awaited have no file and are left out.
+        """
+        order = self._database.byte_order
+        for tables, condition, arguments in _selected(used_since, origin):
+            sql = f"""
+                SELECT {tables.identity}, m.media_length, {self._sha256}, m.last_access_ts, m.created_ts,
+                    m.quarantined_by IS NOT NULL, {_THUMBNAIL_NAME}, t.thumbnail_length
+                FROM {tables.media} m LEFT JOIN {tables.thumbnails} t ON {tables.join}
+                WHERE {condition}
+                ORDER BY ({tables.path}){order}, m.media_id{order}, ({_THUMBNAIL_NAME}){order}
+            """
+            rows = self._database.stream(sql, arguments)
+            for media, with_thumbnails in itertools.groupby(rows, lambda row: row[:-2]):
+                server, media_id, filesystem_id, length, sha256, last_access, created_ts, quarantined = media
+                yield StoredMedia(
+                    CachedMedia(server, media_id, filesystem_id, tables.kind),
+                    length,
+                    sha256,
+                    last_access,
+                    created_ts,
+                    bool(quarantined),
+                    _lengths(row[-2:] for row in with_thumbnails),
+                )
+
+    # --- questions, answered by the database as it is now ---
+
+    def present(self, rows: Iterable[CachedMedia]) -> set[tuple[str, str]]:
+        """The (origin, media id) of those that still exist and have the same file."""
+        return self._find(rows, "1 = 1", ())
+
+    def still_unused(self, rows: Iterable[CachedMedia], ts_ms: int) -> set[tuple[str, str]]:
+        """The (origin, media id) of those that exist, have the same file and were last used before a moment."""
+        return self._find(rows, f"{_USED} < ?", (ts_ms,))
+
+    def facts(self, row: CachedMedia) -> MediaFacts | None:
+        """What is known of the row's media; None where the row is gone or has another file."""
+        if not _can_exist(row):
+            return None
+        tables = _REMOTE if row.kind == "remote" else _LOCAL
+        key = tables.key(row)
+        found = self._database.query(
+            f"""
+            SELECT m.media_length, {self._sha256}, m.quarantined_by IS NOT NULL FROM {tables.media} m
+            WHERE {tables.is_one(1)} AND {tables.filesystem_id} = ?
+            """,
+            (*key, row.filesystem_id),
+        )
+        if not found:
+            return None
+        thumbnails = self._database.query(
+            f"""
+            SELECT {_THUMBNAIL_NAME}, t.thumbnail_length FROM {tables.thumbnails} t JOIN {tables.media} m ON {tables.join}
+            WHERE {tables.is_one(1)}
+            """,
+            key,
+        )
+        length, sha256, quarantined = found[0]
+        lengths = _lengths(thumbnails)
+        if row.kind == "remote":
+            lengths |= _legacy_lengths(lengths)
+        return MediaFacts(length, sha256, bool(quarantined), lengths)
+
+    def _find(self, rows: Iterable[CachedMedia], condition: str, arguments: Row) -> set[tuple[str, str]]:
+        asked = [row for row in rows if _can_exist(row)]
+        found = set()
+        for tables in (_LOCAL, _REMOTE):
+            of_kind = [row for row in asked if row.kind == tables.kind]
+            for start in range(0, len(of_kind), _ROWS_A_QUERY):
+                some = of_kind[start : start + _ROWS_A_QUERY]
+                files = {(row.origin, row.media_id, row.filesystem_id) for row in some}
+                sql = f"""
+                    SELECT {tables.identity} FROM {tables.media} m
+                    WHERE {tables.is_one(len(some))} AND {tables.counts} AND {condition}
+                """
+                keys = [value for row in some for value in tables.key(row)]
+                answer = self._database.query(sql, (*keys, *arguments))
+                found |= {(origin, media_id) for origin, media_id, file in answer if (origin, media_id, file) in files}
+        return found
+
+
+# --- SQL that both databases understand ---
+
+_USED = "COALESCE(m.last_access_ts, m.created_ts)"
+
+_THUMBNAIL_NAME = (
+    "CAST(t.thumbnail_width AS TEXT) || '-' || CAST(t.thumbnail_height AS TEXT) || '-' || "
+    "replace(t.thumbnail_type, '/', '-') || '-' || t.thumbnail_method"
+)
+
+
+@dataclass(frozen=True)
+class _Tables:
+    """Where local or remote media is; `m` stands for the media table and `t` for that of the thumbnails."""
+
+    kind: Kind
+    media: str
+    thumbnails: str
+    origin: str
+    filesystem_id: str
+    key_columns: tuple[str, ...]
+    counts: str
+    """What leaves out rows that the media store has no file for."""
+
+    @property
+    def identity(self) -> str:
+        return f"{self.origin}, m.media_id, {self.filesystem_id}"
+
+    @property
+    def path(self) -> str:
+        """What sorts like the path: Synapse cuts all ids at the same places, and no server name holds a slash."""
+        return f"{self.origin} || '/' || {self.filesystem_id}" if self.kind == "remote" else self.filesystem_id
+
+    @property
+    def join(self) -> str:
+        return " AND ".join(f"t.{column} = m.{column}" for column in self.key_columns)
+
+    def is_one(self, number: int) -> str:
+        """The condition that a row has one of so many keys."""
+        columns = ", ".join(f"m.{column}" for column in self.key_columns)
+        key = f"({', '.join('?' * len(self.key_columns))})"
+        return f"({columns}) IN (VALUES {', '.join([key] * number)})"
+
+    def key(self, row: CachedMedia) -> tuple[str, ...]:
+        return (row.origin, row.media_id) if self.kind == "remote" else (row.media_id,)
+
+
+_LOCAL = _Tables(
+    kind="local",
+    media="local_media_repository",
+    thumbnails="local_media_repository_thumbnails",
+    origin="''",
+    filesystem_id="m.media_id",
+    key_columns=("media_id",),
+    counts="m.url_cache IS NULL AND m.media_id IS NOT NULL",
+)
+_REMOTE = _Tables(
+    kind="remote",
+    media="remote_media_cache",
+    thumbnails="remote_media_cache_thumbnails",
+    origin="m.media_origin",
+    filesystem_id="m.filesystem_id",
+    key_columns=("media_origin", "media_id"),
+    counts="m.media_origin IS NOT NULL AND m.media_id IS NOT NULL AND m.filesystem_id IS NOT NULL",
+)
+
+
+def _selected(used_since: int | None, origin: str | None) -> Iterator[tuple[_Tables, str, Row]]:
+    for tables in (_LOCAL, _REMOTE):
+        if origin is not None and bool(origin) != (tables.kind == "remote"):
+            continue
+        conditions = [tables.counts, "m.media_length IS NOT NULL"]
+        arguments: list[Any] = []
+        if used_since is not None:
+            conditions.append(f"{_USED} >= ?")
+            arguments.append(used_since)
+        if origin:
+            conditions.append(f"{tables.origin} = ?")
+            arguments.append(origin)
+        yield tables, " AND ".join(conditions), tuple(arguments)
+
+
+def _can_exist(row: CachedMedia) -> bool:
+    # PostgreSQL has no NUL in texts, and psycopg2 does not take one in a question either.
+    return "\0" not in row.origin + row.media_id + row.filesystem_id
+
+
+def _lengths(thumbnails: Iterable[Row]) -> dict[str, int]:
+    return {name: length for name, length in thumbnails if name is not None and length is not None}
+
+
+def _legacy_lengths(lengths: Mapping[str, int]) -> dict[str, int]:
+    """The lengths of thumbnails by their names without the method, where two methods do not share one."""
+    names = [name.rpartition("-")[0] for name in lengths]
+    return {legacy: size for legacy, size in zip(names, lengths.values(), strict=True) if names.count(legacy) == 1}
+
+
+# --- the two databases ---
+
+
+class _Database(Protocol):
+    """SQL with `?` for arguments; errors are `SynapseDbError`s."""
+
+    byte_order: str
+    """What makes ORDER BY compare bytes."""
+
+    def columns(self, table: str) -> set[str]: ...
+
+    def query(self, sql: str, arguments: Row) -> list[Row]: ...
+
+    def stream(self, sql: str, arguments: Row) -> Iterator[Row]: ...
+
+    def close(self) -> None: ...
+
+
+class _Sqlite:
+    byte_order = ""
+
+    def __init__(self, arguments: Mapping[str, Any]) -> None:
+        self._path = Path(str(arguments.get("database") or "")).absolute()
+        self._lock = threading.Lock()
+        self._connection = self._connect()
+
+    def columns(self, table: str) -> set[str]:
+        with self._lock, self._as_database_error():
+            described = self._connection.execute(f"SELECT * FROM {table} WHERE 1 = 0").description
+            return {column[0] for column in described}
+
+    def query(self, sql: str, arguments: Row) -> list[Row]:
+        with self._lock, self._as_database_error():
+            return self._connection.execute(sql, arguments).fetchall()
+
+    def stream(self, sql: str, arguments: Row) -> Iterator[Row]:
+        with contextlib.closing(self._connect()) as connection, self._as_database_error():
+            cursor = connection.execute(sql, arguments)
+            while rows := cursor.fetchmany(_ROWS_A_FETCH):
+                yield from rows
+
+    def close(self) -> None:
+        self._connection.close()
+
+    def _connect(self) -> sqlite3.Connection:
+        with self._as_database_error():
+            return sqlite3.connect(
+                f"{self._path.as_uri()}?mode=ro",
+                uri=True,
+                timeout=_BUSY_SECONDS,
+                isolation_level=None,
+                check_same_thread=False,
+            )
+
+    @contextlib.contextmanager
+    def _as_database_error(self) -> Iterator[None]:
+        try:
+            yield
+        except sqlite3.Error as error:
+            if "no such table" in str(error):
+                _refuse_foreign(f"The SQLite database {self._path}")
+            raise SynapseDbError(f"The SQLite database {self._path} cannot be read: {error}") from None
+
+
+class _Postgres:
+    byte_order = ' COLLATE "C"'
+
+    def __init__(self, arguments: Mapping[str, Any]) -> None:
+        given = {
+            name: value
+            for name, value in arguments.items()
+            if name not in _NOT_FOR_PSYCOPG2 and not name.startswith("cp_")
+        }
+        # libpq takes a whole URL in `dbname` too, and quotes it in its errors.
+        quoted = ("password", "sslpassword", "dsn", "dbname", "database")
+        self._secrets = [
+            str(value)
+            for name, value in given.items()
+            if value and name in quoted and ("password" in name or "=" in str(value) or "://" in str(value))
+        ]
+        self._arguments = {"connect_timeout": _CONNECT_SECONDS, "client_encoding": "UTF8", **given}
+        self._lock = threading.Lock()
+        self._connection: PostgresConnection | None = None
+
+    def columns(self, table: str) -> set[str]:
+        return {
+            name
+            for (name,) in self.query(
+                # Unlike information_schema, this obeys the search path.
+                "SELECT attname FROM pg_attribute WHERE attrelid = CAST(? AS regclass) AND attnum > 0",
+                (table,),
+            )
+        }
+
+    def query(self, sql: str, arguments: Row) -> list[Row]:
+        with self._lock, self._as_database_error():
+            if self._connection is None or self._connection.closed:
+                self._connection = self._connect()
+            # Each question has a transaction of its own. Nothing is set for the session: behind
+            # PgBouncer that might be Synapse's the next moment.
+            with contextlib.closing(self._connection.cursor()) as cursor:
+                try:
+                    cursor.execute(sql.replace("?", "%s"), arguments)
+                    return cursor.fetchall()
+                finally:
+                    if not self._connection.closed:
+                        self._connection.rollback()
+
+    def stream(self, sql: str, arguments: Row) -> Iterator[Row]:
+        with self._as_database_error(), contextlib.closing(self._connect()) as connection:
+            with contextlib.closing(connection.cursor()) as cursor:
+                # Whoever reads may take long over a row, and the server over sorting them all.
+                cursor.execute("SET LOCAL statement_timeout = 0; SET LOCAL idle_in_transaction_session_timeout = 0")
+            with contextlib.closing(connection.cursor("s3_media_upload")) as rows:
+                rows.itersize = _ROWS_A_FETCH
+                rows.execute(sql.replace("?", "%s"), arguments)
+                yield from rows
+
+    def close(self) -> None:
+        if self._connection is not None:
+            self._connection.close()
+
+    def _connect(self) -> PostgresConnection:
+        import psycopg2  # not needed with SQLite
+
+        connection: PostgresConnection = psycopg2.connect(**self._arguments)
+        # Said with BEGIN, not to the session.
+        connection.set_session(readonly=True)
+        return connection
+
+    @contextlib.contextmanager
+    def _as_database_error(self) -> Iterator[None]:
+        import psycopg2
+        import psycopg2.errors
+
+        try:
+            yield
+        except psycopg2.errors.UndefinedTable:
+            _refuse_foreign("The PostgreSQL database")
+        except (psycopg2.Error, TypeError, ValueError) as error:
+            reason = " ".join(str(error).split())
+            for secret in self._secrets:
+                reason = reason.replace(secret, "***")
+            raise SynapseDbError(f"The PostgreSQL database cannot be read: {reason}") from None
+
+
+def _refuse_foreign(database: str) -> NoReturn:
+    raise SynapseDbError(f"{database} holds no media tables: it is not Synapse's") from None

@@ -1,0 +1,802 @@
+"""Paths, files and the walk: one test for each promise of `storage_provider.media_store`."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+import tracemalloc
+import warnings
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, ClassVar
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from storage_provider.media_store import (
+    MEDIA_ROOTS,
+    OWN_DIRECTORY,
+    FileState,
+    Locked,
+    Media,
+    MediaFile,
+    MediaStore,
+    MediaStoreError,
+    UnsafePath,
+    content_path,
+    in_thumbnail_order,
+    parse_path,
+    thumbnail_directory,
+)
+
+with warnings.catch_warnings():
+    # Synapse and Twisted warn of themselves while they are imported.
+    warnings.simplefilter("ignore")
+    from synapse.media.filepath import MediaFilePaths
+
+LOCAL = Media("", "abcdefgh")
+REMOTE = Media("example.org:8448", "ABCDefgh")
+THUMBNAIL = "32-32-image-png-crop"
+
+PATHS = [
+    "local_content/ab/cd/efgh",
+    f"local_thumbnails/ab/cd/efgh/{THUMBNAIL}",
+    "remote_content/example.org:8448/AB/CD/efgh",
+    f"remote_thumbnail/example.org:8448/AB/CD/efgh/{THUMBNAIL}",
+]
+
+# Around "/" in the order of bytes, of one to four bytes in UTF-8, and some that mean something to somebody.
+NASTY = "-./0aAé€😀 \\*~%[]:"
+
+nasty_segments = st.text(NASTY.replace("/", ""), min_size=1, max_size=6).filter(lambda text: text not in (".", ".."))
+nasty_ids = st.builds(
+    "".join,
+    st.tuples(
+        *[st.text(NASTY.replace("/", ""), min_size=2, max_size=2).filter(lambda text: text != "..")] * 2, nasty_segments
+    ),
+)
+nasty_media = st.builds(Media, st.just("") | nasty_segments, nasty_ids)
+thumbnail_names = st.builds(
+    "{}-{}-image-{}-{}".format,
+    st.integers(0, 9999),
+    st.integers(0, 9999),
+    st.sampled_from(["jpeg", "png", "webp"]),
+    st.sampled_from(["crop", "scale"]),
+)
+path_parts = (
+    st.sampled_from([*(root.rstrip("/") for root in MEDIA_ROOTS), "ab", "cd", "e", ".", "..", "", "a.org", "\0"])
+    | thumbnail_names
+    | nasty_segments
+)
+any_text = st.text(st.characters() | st.sampled_from("/.\0\n\ud800"), max_size=12)
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> MediaStore:
+    root = tmp_path / "media_store"
+    root.mkdir()
+    return MediaStore(root)
+
+
+def write(store: MediaStore, path: str, content: bytes = b"content") -> Path:
+    file = store.root / path
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_bytes(content)
+    return file
+
+
+def state_of(store: MediaStore, path: str) -> FileState:
+    state = store.state(path)
+    assert state is not None
+    return state
+
+
+def everything_in(directory: Path) -> set[str]:
+    return {str(path.relative_to(directory)) for path in directory.rglob("*")}
+
+
+def in_byte_order(paths: list[str]) -> list[str]:
+    return sorted(paths, key=os.fsencode)
+
+
+class TestPaths:
+    @given(
+        origin=st.text("abcXYZ019_-.[]:", min_size=1, max_size=20).filter(lambda text: text not in (".", "..")),
+        identifier=st.text("abcXYZ019_-", min_size=5, max_size=30),
+    )
+    def test_are_those_of_synapse(self, origin: str, identifier: str) -> None:
+        synapse = MediaFilePaths("/store")
+        local, remote = Media("", identifier), Media(origin, identifier)
+        assert content_path(local) == synapse.local_media_filepath_rel(identifier)
+        assert content_path(remote) == synapse.remote_media_filepath_rel(origin, identifier)
+        assert f"/store/{thumbnail_directory(local)}" == synapse.local_media_thumbnail_dir(identifier)
+        assert f"/store/{thumbnail_directory(remote)}" == synapse.remote_media_thumbnail_dir(origin, identifier)
+
+    @given(media=nasty_media, name=thumbnail_names)
+    def test_come_back_as_the_media_that_they_were_made_of(self, media: Media, name: str) -> None:
+        content, thumbnail = content_path(media), f"{thumbnail_directory(media)}/{name}"
+        assert parse_path(content) == MediaFile(media, None, content)
+        assert parse_path(thumbnail) == MediaFile(media, name, thumbnail)
+
+    @given(origin=any_text, identifier=any_text)
+    def test_of_any_id_are_refused_or_stay_in_the_layout(self, origin: str, identifier: str) -> None:
+        media = Media(origin, identifier)
+        try:
+            paths = [content_path(media), thumbnail_directory(media)]
+        except UnsafePath:
+            return
+        for path in paths:
+            assert os.path.normpath(path) == path
+            assert path.count("/") == (4 if origin else 3)
+            assert path.startswith(MEDIA_ROOTS)
+            assert path.isprintable() or not any(ord(character) < 32 for character in path)
+            path.encode()
+
+    @pytest.mark.parametrize(
+        "identifier",
+        [
+            *["", "a", "abcd", "..cdefg", "ab..efg", "abcd.", "abcd..", "ab/defgh", "abcd/../../etc", "a/../../b"],
+            *["abcde\0", "abcde\n", "abcde\x7f", "abcde\x85", "abcde\ud800", "abcd" + "x" * 256, "abcd" + "€" * 86],
+        ],
+    )
+    @pytest.mark.parametrize("origin", ["", "example.org"])
+    def test_of_unsafe_ids_are_refused(self, origin: str, identifier: str) -> None:
+        for make in (content_path, thumbnail_directory):
+            with pytest.raises(UnsafePath):
+                make(Media(origin, identifier))
+
+    @pytest.mark.parametrize("origin", [".", "..", "a/b", "../x", "a\0b", "a\nb", "x" * 256, "\udcff"])
+    def test_of_unsafe_server_names_are_refused(self, origin: str) -> None:
+        for make in (content_path, thumbnail_directory):
+            with pytest.raises(UnsafePath):
+                make(Media(origin, "abcdefgh"))
+
+    @pytest.mark.parametrize("length", [1, 255])
+    def test_may_be_as_long_as_a_file_system_allows(self, length: int) -> None:
+        assert parse_path(content_path(Media("", "abcd" + "x" * length))) is not None
+
+    def test_may_hold_the_address_of_a_server(self) -> None:
+        path = content_path(Media("[2001:db8::1]:8448", "abcdefgh"))
+        assert path == "remote_content/[2001:db8::1]:8448/ab/cd/efgh"
+
+    @given(path=st.lists(path_parts, max_size=7).map("/".join))
+    def test_that_are_recognised_are_those_that_would_be_made(self, path: str) -> None:
+        found = parse_path(path)
+        if found is not None:
+            made = content_path(found.media)
+            if found.thumbnail is not None:
+                made = f"{thumbnail_directory(found.media)}/{found.thumbnail}"
+            assert made == path == found.path
+
+    @pytest.mark.parametrize(
+        "path",
+        [
+            *["", "/", "local_content", "local_content/", "local_content/ab/cd", "local_content/ab/cd/", "ab/cd/efgh"],
+            *[
+                "/local_content/ab/cd/efgh",
+                "local_content//ab/cd/efgh",
+                "local_content/ab/cd/efgh/",
+                "local_content/ab/cd/ef/gh",
+            ],
+            *[
+                "local_content/abc/cd/efgh",
+                "local_content/a/cd/efgh",
+                "local_content/../cd/efgh",
+                "local_content/ab/../efgh",
+            ],
+            *["local_content/ab/cd/..", "local_content/ab/cd/.", "local_content/ab/cd/e\0", "local_content/ab/cd/e\nf"],
+            *[
+                "local_content/ab/cd/\udcff",
+                "Local_content/ab/cd/efgh",
+                "local_thumbnails/ab/cd/efgh",
+                "url_cache/ab/cd/efgh",
+            ],
+            *[
+                "remote_content/ab/cd/efgh",
+                "remote_content//ab/cd/efgh",
+                "remote_content/../ab/cd/efgh",
+                "uploads/ab/cd/efgh",
+            ],
+            *["remote_thumbnails/a.org/ab/cd/efgh/32-32-image-png-crop", f"{OWN_DIRECTORY}/tmp/abcd/efgh"],
+        ],
+    )
+    def test_of_anything_else_are_not_recognised(self, path: str) -> None:
+        assert parse_path(path) is None
+
+    @pytest.mark.parametrize("name", ["32-32-image-png-crop", "800-600-image-jpeg-scale", "1-0-image-webp-crop"])
+    def test_of_thumbnails_are_recognised(self, name: str) -> None:
+        for directory in ("local_thumbnails/ab/cd/efgh", "remote_thumbnail/a.org/ab/cd/efgh"):
+            found = parse_path(f"{directory}/{name}")
+            assert found is not None
+            assert found.thumbnail == name
+
+    def test_of_old_thumbnails_without_the_method_are_remote_ones(self) -> None:
+        assert parse_path("remote_thumbnail/a.org/ab/cd/efgh/32-32-image-png") is not None
+        assert parse_path("local_thumbnails/ab/cd/efgh/32-32-image-png") is None
+
+    @pytest.mark.parametrize(
+        "name",
+        [
+            *[
+                "x",
+                "32-32-image-png-crop.tmp",
+                "tmp8h2_x",
+                ".32-32-image-png-crop.swp",
+                "32-32-image-png-crop~",
+                "32-32-image",
+            ],
+            *["-32-32-image-png-crop", "32-32-image-png-blur", "032-32-image-png-crop", "32-32-image-png-crop-crop"],
+            *[
+                "32-32-image/png-crop",
+                "٣-32-image-png-crop",
+                "32-32-image-png-crop\n",
+                "32-32--png-crop",
+                "32-32-image-png.part",
+            ],
+        ],
+    )
+    def test_of_other_files_beside_thumbnails_are_not_recognised(self, name: str) -> None:
+        assert parse_path(f"remote_thumbnail/a.org/ab/cd/efgh/{name}") is None
+        assert parse_path(f"local_thumbnails/ab/cd/efgh/{name}") is None
+
+    @given(media=st.lists(nasty_media, unique=True))
+    def test_can_be_had_in_the_order_of_the_thumbnails(self, media: list[Media]) -> None:
+        by_content = sorted(media, key=lambda each: content_path(each).encode())
+        by_thumbnails = sorted(media, key=lambda each: f"{thumbnail_directory(each)}/".encode())
+        assert list(in_thumbnail_order(by_content, lambda each: each)) == by_thumbnails
+
+    def test_order_of_thumbnails_differs_where_an_id_begins_another_one(self) -> None:
+        short, long = Media("", "abcdefgh"), Media("", "abcdefgh-x")
+        assert list(in_thumbnail_order([short, long], lambda each: each)) == [long, short]
+
+
+class TestWalk:
+    @settings(max_examples=60, deadline=None)
+    @given(media=st.lists(nasty_media, max_size=12, unique=True), names=st.sets(thumbnail_names, max_size=3))
+    def test_is_in_byte_order_of_the_whole_path(self, media: list[Media], names: set[str]) -> None:
+        with tempfile.TemporaryDirectory() as directory:
+            store = MediaStore(Path(directory))
+            paths = [content_path(each) for each in media]
+            paths += [f"{thumbnail_directory(each)}/{name}" for each in media for name in names]
+            for path in paths:
+                write(store, path)
+            for root in MEDIA_ROOTS:
+                assert list(store.walk(root)) == in_byte_order([path for path in paths if path.startswith(root)])
+
+    def test_passes_over_what_is_not_of_the_layout(self, store: MediaStore) -> None:
+        for path in [
+            *[
+                "local_content/stray",
+                "local_content/abc/cd/efgh",
+                "local_content/ab/stray",
+                "local_content/ab/cd/ef/gh",
+            ],
+            *[
+                "local_thumbnails/ab/cd/efgh/32-32-image-png-crop.tmp",
+                "local_thumbnails/ab/cd/stray",
+                "url_cache/ab/cd/efgh",
+            ],
+            *[
+                "remote_content/a.org/stray",
+                f"{OWN_DIRECTORY}/tmp/1-2",
+                "remote_thumbnail/ab/cd/efgh/32-32-image-png-crop",
+            ],
+        ]:
+            write(store, path)
+        (store.root / "local_content" / "ab" / "cd" / "directory").mkdir()
+        os.mkfifo(store.root / "local_content" / "ab" / "cd" / "fifo-")
+        for path in PATHS:
+            write(store, path)
+        assert [path for root in MEDIA_ROOTS for path in store.walk(root)] == PATHS
+
+    def test_passes_over_names_that_are_not_utf_8(self, store: MediaStore) -> None:
+        directory = store.root / "local_content" / "ab" / "cd"
+        directory.mkdir(parents=True)
+        for name in (b"ef\xff", b"efgh"):
+            Path(os.fsdecode(os.fsencode(directory) + b"/" + name)).write_bytes(b"")
+        assert list(store.walk("local_content/")) == ["local_content/ab/cd/efgh"]
+
+    def test_of_a_store_without_media_is_empty(self, store: MediaStore) -> None:
+        assert [path for root in MEDIA_ROOTS for path in store.walk(root)] == []
+
+    @pytest.mark.parametrize("root", ["", "local_content", "../", "url_cache/", "local_content/ab/"])
+    def test_goes_below_nothing_else(self, store: MediaStore, root: str) -> None:
+        with pytest.raises(UnsafePath):
+            next(store.walk(root))
+
+    def test_goes_on_where_directories_vanish(self, store: MediaStore) -> None:
+        paths = [f"local_content/{first}b/{second}d/efgh" for first in "abc" for second in "abc"]
+        for path in paths:
+            write(store, path)
+        walk = store.walk("local_content/")
+        assert next(walk) == paths[0]
+        # One that the walk is in, one that it has seen the name of, and a whole branch.
+        shutil.rmtree(store.root / "local_content/ab/ad")
+        shutil.rmtree(store.root / "local_content/ab/bd")
+        shutil.rmtree(store.root / "local_content/bb")
+        assert list(walk) == ["local_content/ab/cd/efgh", *paths[6:]]
+
+    def test_holds_one_directory_of_each_level_in_memory(self, store: MediaStore) -> None:
+        for first in range(50):
+            for second in range(2):
+                directory = store.root / f"local_content/{first:02}/{second:02}"
+                directory.mkdir(parents=True)
+                for number in range(40):
+                    (directory / f"{number:040}").touch()
+        tracemalloc.start()
+        try:
+            files = sum(1 for _ in store.walk("local_content/"))
+            _, peak = tracemalloc.get_traced_memory()
+        finally:
+            tracemalloc.stop()
+        assert files == 4000
+        # All of them would take 400 KiB.
+        assert peak < 100 << 10
+
+    def test_that_is_given_up_leaves_nothing_open(self, store: MediaStore) -> None:
+        for path in PATHS:
+            write(store, path)
+        before = set(os.listdir("/proc/self/fd"))  # noqa: PTH208
+        walk = store.walk("remote_thumbnail/")
+        next(walk)
+        assert isinstance(walk, Iterator)
+        walk.close()  # type: ignore[attr-defined]
+        assert set(os.listdir("/proc/self/fd")) == before  # noqa: PTH208
+
+
+class TestReading:
+    def test_state_tells_size_time_and_inode(self, store: MediaStore) -> None:
+        file = write(store, PATHS[0], b"12345")
+        os.utime(file, ns=(1, 1_700_000_000_123_456_789))
+        assert store.state(PATHS[0]) == FileState(5, 1_700_000_000_123_456_789, file.stat().st_ino)
+
+    def test_state_of_an_open_file_is_that_of_its_path(self, store: MediaStore) -> None:
+        write(store, PATHS[0])
+        with store.open(PATHS[0]) as file:
+            assert FileState.of(file) == store.state(PATHS[0])
+
+    @pytest.mark.parametrize("path", PATHS)
+    def test_of_what_is_not_there(self, store: MediaStore, path: str) -> None:
+        assert store.state(path) is None
+        with pytest.raises(FileNotFoundError):
+            store.open(path)
+        (store.root / path).parent.mkdir(parents=True)
+        assert store.state(path) is None
+        with pytest.raises(FileNotFoundError):
+            store.open(path)
+
+    @pytest.mark.parametrize(
+        "path", ["../x", "/etc/passwd", "local_content/../x", "url_cache/ab/cd/efgh", "local_content"]
+    )
+    def test_of_other_paths_is_refused(self, store: MediaStore, path: str) -> None:
+        (store.root.parent / "x").write_bytes(b"")
+        with pytest.raises(UnsafePath):
+            store.state(path)
+        with pytest.raises(UnsafePath):
+            store.open(path)
+        with pytest.raises(UnsafePath):
+            store.remove(path, FileState(0, 0, 0))
+        with pytest.raises(UnsafePath), store.create(path):
+            pass
+
+    def test_opens_the_content(self, store: MediaStore) -> None:
+        write(store, PATHS[2], b"bytes")
+        with store.open(PATHS[2]) as file:
+            assert file.read() == b"bytes"
+
+    def test_does_not_wait_for_the_writer_of_a_fifo(self, store: MediaStore) -> None:
+        write(store, PATHS[0]).unlink()
+        os.mkfifo(store.root / PATHS[0])
+        assert store.state(PATHS[0]) is None
+        with pytest.raises(OSError, match="not a regular file"):
+            store.open(PATHS[0])
+        assert store.files_of(LOCAL) == []
+
+    def test_files_of_a_media_are_the_content_and_the_thumbnails_in_byte_order(self, store: MediaStore) -> None:
+        names = ["32-32-image-png-crop", "320-240-image-png-scale", "64-64-image-webp-crop"]
+        directory = "local_thumbnails/ab/cd/efgh"
+        for name in [*reversed(names), "64-64-image-png", "64-64-image-png-crop.part", ".nfs0001", "tmpabc"]:
+            write(store, f"{directory}/{name}")
+        (store.root / directory / "16-16-image-png-crop").mkdir()
+        thumbnails = [f"{directory}/{name}" for name in names]
+        assert store.files_of(LOCAL) == thumbnails
+        write(store, "local_content/ab/cd/efgh")
+        assert store.files_of(LOCAL) == ["local_content/ab/cd/efgh", *thumbnails]
+
+    def test_files_of_remote_media_may_have_old_names(self, store: MediaStore) -> None:
+        for path in [PATHS[2], PATHS[3], PATHS[3].removesuffix("-crop")]:
+            write(store, path)
+        assert store.files_of(REMOTE) == [PATHS[2], PATHS[3].removesuffix("-crop"), PATHS[3]]
+
+    def test_files_of_other_media_are_left_out(self, store: MediaStore) -> None:
+        write(store, "local_content/ab/cd/efgh-x")
+        write(store, f"local_thumbnails/ab/cd/efg/{THUMBNAIL}")
+        assert store.files_of(LOCAL) == []
+
+    def test_free_space_is_that_of_the_disk(self, store: MediaStore) -> None:
+        free, total = store.free_space()
+        disk = shutil.disk_usage(store.root)
+        assert total == disk.total
+        assert 0 < free <= total
+        assert abs(free - disk.free) < total // 10
+
+
+class TestSymbolicLinks:
+    """At every level below the store, each to a directory or file outside that has what is asked for."""
+
+    CASES: ClassVar = [(path, level) for path in PATHS for level in range(path.count("/") + 1)]
+
+    @pytest.fixture
+    def outside(self, store: MediaStore) -> Path:
+        """What the links lead to: all files, under the same names."""
+        outside = MediaStore(store.root.parent / "outside")
+        for path in PATHS:
+            write(outside, path, b"not ours")
+        return outside.root
+
+    @staticmethod
+    def plant(store: MediaStore, outside: Path, path: str, level: int) -> None:
+        segments = path.split("/")
+        link = store.root.joinpath(*segments[: level + 1])
+        link.parent.mkdir(parents=True, exist_ok=True)
+        link.symlink_to(outside.joinpath(*segments[: level + 1]))
+
+    @pytest.mark.parametrize(("path", "level"), CASES)
+    def test_are_not_read_through(self, store: MediaStore, outside: Path, path: str, level: int) -> None:
+        self.plant(store, outside, path, level)
+        assert (store.root / path).read_bytes() == b"not ours"
+        assert store.state(path) is None
+        with pytest.raises(OSError):
+            store.open(path)
+        found = parse_path(path)
+        assert found is not None
+        assert store.files_of(found.media) == []
+        assert list(store.walk(path[: path.index("/") + 1])) == []
+
+    @pytest.mark.parametrize(("path", "level"), CASES)
+    def test_are_not_removed_through(self, store: MediaStore, outside: Path, path: str, level: int) -> None:
+        self.plant(store, outside, path, level)
+        status = (outside / path).stat()
+        before = everything_in(outside)
+        assert not store.remove(path, FileState(status.st_size, status.st_mtime_ns, status.st_ino))
+        assert everything_in(outside) == before
+        assert (store.root / path).exists()
+
+    @pytest.mark.parametrize(("path", "level"), CASES)
+    def test_are_not_written_through(self, store: MediaStore, outside: Path, path: str, level: int) -> None:
+        self.plant(store, outside, path, level)
+        (outside / path).unlink()
+        before = everything_in(outside)
+        with pytest.raises(OSError), store.create(path) as file:
+            file.write(b"secret")
+        assert everything_in(outside) == before
+
+    def test_for_our_own_directory_are_not_followed(self, store: MediaStore, outside: Path) -> None:
+        (store.root / OWN_DIRECTORY).symlink_to(outside)
+        (outside / "tmp").mkdir()
+        before = everything_in(outside)
+        with pytest.raises(OSError), store.create(PATHS[0]) as file:
+            file.write(b"secret")
+        with pytest.raises(OSError), store.lock("x"):
+            pass
+        with pytest.raises(OSError):
+            store.set_offloaded_before(1)
+        (outside / "tmp" / "stale").touch()
+        assert store.remove_stale_temporary_files() == 0
+        assert everything_in(outside) == before | {"tmp/stale"}
+
+    def test_may_lead_to_the_store_itself(self, store: MediaStore) -> None:
+        link = store.root.parent / "link"
+        link.symlink_to(store.root)
+        write(store, PATHS[0])
+        linked = MediaStore(link)
+        linked.check()
+        assert list(linked.walk("local_content/")) == [PATHS[0]]
+        assert linked.remove(PATHS[0], state_of(linked, PATHS[0]))
+
+    @pytest.mark.parametrize("name", [root.rstrip("/") for root in MEDIA_ROOTS])
+    def test_that_hide_media_are_told(self, store: MediaStore, outside: Path, name: str) -> None:
+        (store.root / name).symlink_to(outside / name)
+        with pytest.raises(MediaStoreError, match=f"{name} is a symbolic link"):
+            store.check()
+
+
+class TestRemoving:
+    @pytest.mark.parametrize("path", PATHS)
+    def test_takes_the_file_and_the_directories_that_it_leaves_empty(self, store: MediaStore, path: str) -> None:
+        write(store, path)
+        assert store.remove(path, state_of(store, path))
+        assert everything_in(store.root) == {path.split("/")[0]}
+
+    @pytest.mark.parametrize("path", PATHS)
+    @pytest.mark.parametrize("level", [1, 2, -1])
+    def test_leaves_directories_that_hold_something_else(self, store: MediaStore, path: str, level: int) -> None:
+        write(store, path)
+        kept = store.root.joinpath(*path.split("/")[:level], "something")
+        kept.touch()
+        assert store.remove(path, state_of(store, path))
+        assert everything_in(store.root) == everything_in_path(str(kept.relative_to(store.root)))
+
+    @pytest.mark.parametrize("change", ["size", "time", "inode"])
+    def test_leaves_a_file_that_has_changed(self, store: MediaStore, change: str) -> None:
+        file = write(store, PATHS[0], b"before")
+        expected = state_of(store, PATHS[0])
+        if change == "inode":
+            copy = file.with_name("copy")
+            shutil.copy2(file, copy)
+            copy.replace(file)
+        else:
+            file.write_bytes(b"before" if change == "time" else b"after it")
+            times = (expected.mtime_ns + (change == "time"),) * 2
+            os.utime(file, ns=times)
+        assert not store.remove(PATHS[0], expected)
+        assert file.exists()
+
+    def test_tells_that_there_was_nothing(self, store: MediaStore) -> None:
+        assert not store.remove(PATHS[0], FileState(0, 0, 0))
+        (store.root / PATHS[0]).parent.mkdir(parents=True)
+        assert not store.remove(PATHS[0], FileState(0, 0, 0))
+
+    def test_tells_what_the_system_refuses(self, store: MediaStore, monkeypatch: pytest.MonkeyPatch) -> None:
+        write(store, PATHS[0])
+
+        def refuse(*_: object, **__: object) -> None:
+            raise PermissionError(13, "Permission denied")
+
+        expected = state_of(store, PATHS[0])
+        monkeypatch.setattr(os, "unlink", refuse)
+        with pytest.raises(PermissionError):
+            store.remove(PATHS[0], expected)
+
+
+def everything_in_path(path: str) -> set[str]:
+    segments = path.split("/")
+    return {"/".join(segments[: level + 1]) for level in range(len(segments))}
+
+
+class TestCreating:
+    @pytest.mark.parametrize("path", PATHS)
+    def test_puts_a_whole_file_in_place_at_the_end(self, store: MediaStore, path: str) -> None:
+        with store.create(path) as file:
+            file.write(b"one ")
+            file.flush()
+            assert store.state(path) is None
+            file.write(b"two")
+        assert (store.root / path).read_bytes() == b"one two"
+        assert list((store.root / OWN_DIRECTORY / "tmp").iterdir()) == []
+
+    def test_can_be_read_again_before_the_end(self, store: MediaStore) -> None:
+        with store.create(PATHS[0]) as file:
+            file.write(b"check me")
+            file.seek(0)
+            assert file.read() == b"check me"
+
+    def test_sets_the_time(self, store: MediaStore) -> None:
+        with store.create(PATHS[0], 1_600_000_000.5) as file:
+            file.write(b"x")
+        assert state_of(store, PATHS[0]).mtime_ns == 1_600_000_000_500_000_000
+
+    def test_is_on_the_disk_before_it_has_its_name(self, store: MediaStore, monkeypatch: pytest.MonkeyPatch) -> None:
+        order: list[str] = []
+        fsync, link = os.fsync, os.link
+
+        def synced(file: int) -> None:
+            order.append(f"fsync {os.fstat(file).st_size}")
+            fsync(file)
+
+        def linked(*args: Any, **kwargs: Any) -> None:
+            order.append("link")
+            link(*args, **kwargs)
+
+        monkeypatch.setattr(os, "fsync", synced)
+        monkeypatch.setattr(os, "link", linked)
+        with store.create(PATHS[0]) as file:
+            file.write(b"12345")
+        assert order == ["fsync 5", "link"]
+
+    def test_never_replaces_a_file(self, store: MediaStore) -> None:
+        write(store, PATHS[0], b"first")
+        with pytest.raises(FileExistsError), store.create(PATHS[0]) as file:
+            file.write(b"second")
+        assert (store.root / PATHS[0]).read_bytes() == b"first"
+        assert list((store.root / OWN_DIRECTORY / "tmp").iterdir()) == []
+
+    def test_leaves_nothing_after_an_error(self, store: MediaStore) -> None:
+        with pytest.raises(ZeroDivisionError), store.create(PATHS[0]) as file:
+            file.write(b"x")
+            raise ZeroDivisionError
+        assert everything_in(store.root) == {OWN_DIRECTORY, f"{OWN_DIRECTORY}/tmp"}
+
+    def test_by_many_at_once_lets_one_win(self, store: MediaStore) -> None:
+        barrier = threading.Barrier(8)
+
+        def create(number: int) -> bool:
+            try:
+                with store.create(PATHS[0]) as file:
+                    file.write(b"%d" % number * 1000)
+                    barrier.wait()
+            except FileExistsError:
+                return False
+            return True
+
+        with ThreadPoolExecutor(8) as threads:
+            won = list(threads.map(create, range(8)))
+        assert won.count(True) == 1
+        assert (store.root / PATHS[0]).read_bytes() == b"%d" % won.index(True) * 1000
+
+    def test_stands_others_that_prune_the_same_directories(self, store: MediaStore) -> None:
+        def create_and_remove(path: str) -> None:
+            for _ in range(300):
+                with store.create(path) as file:
+                    file.write(b"x")
+                assert store.remove(path, state_of(store, path))
+
+        paths = ["local_content/ab/cd/efgh", "local_content/ab/cd/ijkl", "local_content/ab/ef/ghij"]
+        with ThreadPoolExecutor(len(paths)) as threads:
+            for done in [threads.submit(create_and_remove, path) for path in paths]:
+                done.result()
+        assert list(store.walk("local_content/")) == []
+
+    @pytest.mark.skipif(os.geteuid() != 0, reason="only root creates for somebody else")
+    def test_by_root_belongs_to_the_owner_of_the_store(self, store: MediaStore) -> None:
+        os.chown(store.root, 12345, 54321)
+        with store.create(PATHS[2]) as file:
+            file.write(b"x")
+        with store.lock("job"):
+            pass
+        store.set_offloaded_before(1)
+        owners = {(path.stat().st_uid, path.stat().st_gid) for path in store.root.rglob("*")}
+        assert owners == {(12345, 54321)}
+        assert len(everything_in(store.root)) > 8
+
+    def test_leaves_no_file_open(self, store: MediaStore) -> None:
+        before = set(os.listdir("/proc/self/fd"))  # noqa: PTH208
+        for _ in range(2):
+            with pytest.raises((FileExistsError, ZeroDivisionError)), store.create(PATHS[0]):
+                raise ZeroDivisionError
+            with store.create(PATHS[2]), store.lock("x"):
+                store.set_offloaded_before(1)
+            assert store.remove(PATHS[2], state_of(store, PATHS[2]))
+        assert set(os.listdir("/proc/self/fd")) == before  # noqa: PTH208
+
+
+class TestTemporaryFiles:
+    def test_of_killed_processes_are_removed(self, store: MediaStore) -> None:
+        run_and_kill(store, "with store.create('local_content/ab/cd/efgh') as file: file.write(b'x'); wait()")
+        temporary = store.root / OWN_DIRECTORY / "tmp"
+        assert len(list(temporary.iterdir())) == 1
+        assert store.remove_stale_temporary_files() == 1
+        assert list(temporary.iterdir()) == []
+
+    def test_in_use_stay(self, store: MediaStore) -> None:
+        with store.create(PATHS[0]) as file:
+            file.write(b"x")
+            assert store.remove_stale_temporary_files() == 0
+        assert (store.root / PATHS[0]).read_bytes() == b"x"
+
+    def test_taken_for_stale_before_they_were_locked_are_made_again(
+        self, store: MediaStore, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        flock = fcntl.flock
+        removed: list[int] = []
+
+        def late(file: Any, operation: int) -> None:
+            if not removed:
+                removed.append(0)
+                removed[0] = store.remove_stale_temporary_files()
+            flock(file, operation)
+
+        monkeypatch.setattr(fcntl, "flock", late)
+        with store.create(PATHS[0]) as file:
+            file.write(b"x")
+        assert removed == [1]
+        assert (store.root / PATHS[0]).read_bytes() == b"x"
+
+    def test_need_no_directory(self, store: MediaStore) -> None:
+        assert store.remove_stale_temporary_files() == 0
+        assert everything_in(store.root) == set()
+
+
+class TestLocks:
+    def test_are_held_by_one(self, store: MediaStore) -> None:
+        with store.lock("job"):
+            with pytest.raises(Locked), MediaStore(store.root).lock("job"):
+                pass
+            with store.lock("another"):
+                pass
+        with store.lock("job"):
+            pass
+
+    def test_are_free_again_after_an_error(self, store: MediaStore) -> None:
+        with pytest.raises(ZeroDivisionError), store.lock("job"):
+            raise ZeroDivisionError
+        with store.lock("job"):
+            pass
+
+    def test_go_with_a_killed_process(self, store: MediaStore) -> None:
+        def while_it_runs() -> None:
+            with pytest.raises(Locked), store.lock("job"):
+                pass
+
+        run_and_kill(store, "with store.lock('job'): wait()", while_it_runs)
+        with store.lock("job"):
+            pass
+
+
+def run_and_kill(store: MediaStore, code: str, while_it_runs: object = None) -> None:
+    """Run code until it waits, then end it as `kill -9` does."""
+    script = (
+        "import sys; from pathlib import Path; from storage_provider.media_store import MediaStore\n"
+        f"store = MediaStore(Path({str(store.root)!r}))\n"
+        "def wait(): print('ready', flush=True); sys.stdin.read()\n"
+    )
+    process = subprocess.Popen(
+        [sys.executable, "-c", script + code],
+        cwd=Path(__file__).parents[2],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+    )
+    with process:
+        try:
+            assert process.stdout is not None
+            assert process.stdout.readline() == b"ready\n"
+            if callable(while_it_runs):
+                while_it_runs()
+        finally:
+            process.send_signal(signal.SIGKILL)
+
+
+class TestStamp:
+    def test_is_nothing_before_the_first_removal(self, store: MediaStore) -> None:
+        assert store.offloaded_before() is None
+        assert everything_in(store.root) == set()
+
+    def test_moves_forward_only(self, store: MediaStore) -> None:
+        for moment, expected in [(1_700_000_000_000, 1_700_000_000_000), (5, 1_700_000_000_000), (1 << 42, 1 << 42)]:
+            store.set_offloaded_before(moment)
+            assert store.offloaded_before() == expected
+            assert MediaStore(store.root).offloaded_before() == expected
+
+    def test_is_the_latest_of_many_at_once(self, store: MediaStore) -> None:
+        moments = random.Random(1).sample(range(10_000), 200)
+        with ThreadPoolExecutor(8) as threads:
+            list(threads.map(store.set_offloaded_before, moments))
+        assert store.offloaded_before() == max(moments)
+
+    @pytest.mark.parametrize("content", ["", "yesterday", "12 13"])
+    def test_that_is_no_number_is_an_error_and_can_be_set_anew(self, store: MediaStore, content: str) -> None:
+        store.set_offloaded_before(1)
+        (store.root / OWN_DIRECTORY / "offloaded_before").write_text(content)
+        with pytest.raises(MediaStoreError, match="offloaded_before"):
+            store.offloaded_before()
+        store.set_offloaded_before(2)
+        assert store.offloaded_before() == 2
+
+    def test_survives_being_killed_while_it_is_written(self, store: MediaStore) -> None:
+        store.set_offloaded_before(1)
+        run_and_kill(store, "import os; os.rename = lambda *a, **k: wait()\nstore.set_offloaded_before(2)")
+        assert store.offloaded_before() == 1
+        store.set_offloaded_before(3)
+        assert store.offloaded_before() == 3
+
+
+class TestCheck:
+    def test_accepts_a_store_and_an_empty_directory(self, store: MediaStore) -> None:
+        store.check()
+        write(store, PATHS[0])
+        store.check()
+
+    def test_refuses_what_is_no_directory(self, tmp_path: Path) -> None:
+        (tmp_path / "file").touch()
+        for name in ("missing", "file"):
+            with pytest.raises(MediaStoreError, match=name):
+                MediaStore(tmp_path / name).check()
