@@ -1,0 +1,232 @@
+"""Moving one file between the media store and the bucket, and proving that both are the same."""
+
+from __future__ import annotations
+
+import hashlib
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import closing
+from dataclasses import dataclass
+from enum import Enum
+from typing import BinaryIO, cast
+
+from backends.base import Backend, ObjectInfo
+from backends.errors import AccessDenied, BackendError, BucketNotFound
+from storage_provider.media_store import FileState, MediaStore
+
+_CHUNK = 1 << 20
+
+# Sizes of the parts with which this software, its ancestors and other tools upload.
+_PART_SIZES = (8 << 20, 5 << 20)
+
+# Failures one after another, with no success between them, after which the bucket is given up.
+_FAILURES_IN_A_ROW = 20
+
+
+class FileChanged(Exception):
+    """The file was changed, or vanished, while it was in use."""
+
+
+class Damaged(Exception):
+    """The content that came from the bucket is not what the database says it should be."""
+
+
+class NoLongerWanted(Exception):
+    """The database does not know the media any more, or has quarantined it."""
+
+
+class BucketFails(Exception):
+    """So much went wrong in a row that going on would fail for every file."""
+
+
+class Failures:
+    """Tells a bucket that fails from files that do."""
+
+    def __init__(self) -> None:
+        self._in_a_row = 0
+
+    def forget(self) -> None:
+        """Something has succeeded."""
+        self._in_a_row = 0
+
+    def count(self, error: BackendError) -> None:
+        """Take a failure in. Raises `BucketFails` when it was one too many."""
+        if error.retryable or isinstance(error, (AccessDenied, BucketNotFound)):
+            self._in_a_row += 1
+            if self._in_a_row >= _FAILURES_IN_A_ROW:
+                raise BucketFails(f"the bucket fails again and again, last with: {error}") from error
+
+
+class Verify(str, Enum):
+    """How an object must be proved to be the file before the file is deleted."""
+
+    PROOF = "proof"
+    """By ETag or by our own checksummed upload, else by reading back."""
+    FULL = "full"
+    """By reading back, always."""
+    SIZE = "size"
+    """By its size alone."""
+
+
+class Stopped(Exception):
+    """The run was asked to end."""
+
+
+class Bandwidth:
+    """Holds threads back so that together they move no more than a number of bytes a second."""
+
+    def __init__(self, bytes_per_second: int | None, stop: threading.Event) -> None:
+        self._rate = bytes_per_second
+        self._stop = stop
+        self._lock = threading.Lock()
+        self._free_at = time.monotonic()
+
+    def spend(self, size: int) -> None:
+        """Wait until `size` bytes may be moved. Raises `Stopped` when the run ends meanwhile."""
+        if self._rate is None:
+            return
+        with self._lock:
+            now = time.monotonic()
+            starts = max(self._free_at, now)
+            self._free_at = starts + size / self._rate
+        if self._stop.wait(starts - now):
+            raise Stopped
+
+
+class _PacedBody:
+    """A file that is read no faster than the bandwidth allows."""
+
+    def __init__(self, body: BinaryIO, bandwidth: Bandwidth) -> None:
+        self._body = body
+        self._bandwidth = bandwidth
+
+    def read(self, size: int = -1) -> bytes:
+        data = self._body.read(size)
+        self._bandwidth.spend(len(data))
+        return data
+
+
+@dataclass(frozen=True)
+class Digest:
+    """The length and SHA-256 of a content."""
+
+    length: int
+    sha256: str
+
+
+def upload(backend: Backend, store: MediaStore, path: str, state: FileState, bandwidth: Bandwidth) -> ObjectInfo:
+    """Send a file; returns what the server says of the object.
+
+    Raises `FileChanged` when the file is not in `state` before and after: the object may then hold a mixture.
+    """
+    with _opened(store, path) as body:
+        if store.state(path) != state:
+            raise FileChanged("it changed before it was sent")
+        try:
+            info = backend.put(path, cast(BinaryIO, _PacedBody(body, bandwidth)), state.size)
+        except ValueError as error:
+            raise FileChanged(str(error)) from error
+    if store.state(path) != state:
+        raise FileChanged("it changed while it was sent")
+    return info
+
+
+def download(
+    backend: Backend,
+    store: MediaStore,
+    path: str,
+    bandwidth: Bandwidth,
+    *,
+    length: int | None,
+    sha256: str | None,
+    used_ms: int,
+    is_wanted: Callable[[], bool],
+) -> int:
+    """Fetch an object into the store; returns its size in bytes.
+
+    The file appears whole and under its name at once, with `used_ms` as its time, and never replaces
+    another one (`FileExistsError`). Raises `Damaged` when the content has not the length or SHA-256
+    given, and `NoLongerWanted` when it is not, right before it would appear.
+    """
+    digest = hashlib.sha256()
+    with backend.open(path) as reader, store.create(path, used_ms / 1000) as target:
+        size = reader.info.size
+        if length is not None and size != length:
+            raise Damaged(f"the object has {size} bytes, the database says {length}")
+        while chunk := reader.read(_CHUNK):
+            bandwidth.spend(len(chunk))
+            digest.update(chunk)
+            target.write(chunk)
+        if sha256 is not None and digest.hexdigest() != sha256:
+            raise Damaged("the object has not the SHA-256 that the database knows")
+        if not is_wanted():
+            raise NoLongerWanted
+    return size
+
+
+def etag_proves(store: MediaStore, path: str, info: ObjectInfo) -> bool:
+    """Whether the ETag is that of the file's content, in one piece or in parts of a usual size.
+
+    False proves nothing: with encryption, and on some servers, ETags are no checksums.
+    """
+    etag, _, parts = info.etag.partition("-")
+    if len(etag) != 32 or not set(etag) <= set("0123456789abcdef"):
+        return False
+    if not parts:
+        return _etag_in_parts(store, path, None) == info.etag
+    sizes = [size for size in _PART_SIZES if parts.isdigit() and -(-info.size // size) == int(parts)]
+    return any(_etag_in_parts(store, path, size) == info.etag for size in sizes)
+
+
+def digest_of_file(store: MediaStore, path: str) -> Digest:
+    """The length and SHA-256 of a file."""
+    with _opened(store, path) as body:
+        return _digest(iter(lambda: body.read(_CHUNK), b""))
+
+
+def digest_of_object(backend: Backend, path: str, etag: str, bandwidth: Bandwidth) -> Digest:
+    """The length and SHA-256 of what the bucket gives back for a key, if it still is the object with that ETag."""
+    with backend.open(path, if_match=etag or None) as reader:
+
+        def chunks() -> Iterator[bytes]:
+            while chunk := reader.read(_CHUNK):
+                bandwidth.spend(len(chunk))
+                yield chunk
+
+        return _digest(chunks())
+
+
+def _digest(chunks: Iterator[bytes]) -> Digest:
+    length, sha256 = 0, hashlib.sha256()
+    for chunk in chunks:
+        length += len(chunk)
+        sha256.update(chunk)
+    return Digest(length, sha256.hexdigest())
+
+
+def _etag_in_parts(store: MediaStore, path: str, part_size: int | None) -> str:
+    """The ETag that a file gets in one piece (None), or in parts of that many bytes."""
+    digests: list[bytes] = []
+    with _opened(store, path) as body:
+        while not digests or part_size is not None:
+            digest, length = hashlib.md5(usedforsecurity=False), 0
+            while part_size is None or length < part_size:
+                chunk = body.read(_CHUNK if part_size is None else min(_CHUNK, part_size - length))
+                if not chunk:
+                    break
+                length += len(chunk)
+                digest.update(chunk)
+            if length == 0 and digests:
+                break
+            digests.append(digest.digest())
+    if part_size is None:
+        return digests[0].hex()
+    return f"{hashlib.md5(b''.join(digests), usedforsecurity=False).hexdigest()}-{len(digests)}"
+
+
+def _opened(store: MediaStore, path: str) -> closing[BinaryIO]:
+    try:
+        return closing(store.open(path))
+    except FileNotFoundError as error:
+        raise FileChanged("it is gone") from error
