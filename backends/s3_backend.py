@@ -10,23 +10,19 @@ import base64
 import hashlib
 import itertools
 import logging
-import random
 import re
-import sys
 import threading
 from abc import abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from email.utils import parsedate_to_datetime
 from secrets import token_bytes, token_hex
-from typing import BinaryIO, Generic, TypeVar
-
-import urllib3.exceptions
+from typing import BinaryIO, Generic
 
 from backends.base import Backend, DeleteFailure, ObjectInfo, ObjectReader
-from backends.credentials import AccessKey, CredentialSource, Secrets
+from backends.calls import Caller, Client, Result
+from backends.credentials import AccessKey
 from backends.errors import (
-    EXPIRED_CREDENTIALS,
     AccessDenied,
     BackendError,
     BackendUnavailable,
@@ -34,11 +30,7 @@ from backends.errors import (
     EncryptionNotApplied,
     NotSupported,
     RequestRejected,
-    SettingsError,
-    cause_chain,
-    detach,
     error_class,
-    innermost,
 )
 from backends.memory import MemoryBudget
 from backends.multipart import Part, read_exactly, send_parts
@@ -49,8 +41,6 @@ from backends.xml import ListedObject, ListingPage, UnreadableReply, parse_listi
 
 logger = logging.getLogger(__name__)
 
-Client = TypeVar("Client")
-Result = TypeVar("Result")
 Headers = Mapping[str, str]
 """The headers of an answer, names in lower case."""
 
@@ -77,19 +67,23 @@ class S3Backend(Backend, Generic[Client]):
     def __init__(self, settings: BucketSettings) -> None:
         self._settings = settings
         self._transport = Transport(settings)
-        self._credentials = CredentialSource(settings)
-        self._secrets = Secrets()
+        self._caller = Caller(settings, self._transport, self._connect, self._is_credentials_error)
         self._memory = MemoryBudget(_MEMORY_BYTES)
         self._lock = threading.Lock()
-        self._client: Client | None = None
         self._executor: ThreadPoolExecutor | None = None
-        self._closed = threading.Event()
-        self._sse_key: bytes | None = None
         self._encryption_proof: Future[None] | None = None
         self._warned_of_plain_objects = False
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}(bucket={self._settings.bucket!r}, prefix={self._settings.key_prefix!r})"
+
+    @property
+    def _sse_key(self) -> bytes | None:
+        """The encryption key; known to the requests that a subclass makes, which have a client."""
+        return self._caller.sse_key
+
+    def _call(self, operation: str, key: str | None, request: Callable[[Client], Result]) -> Result:
+        return self._caller.call(operation, key, request)
 
     # --- what a subclass says ---
 
@@ -202,7 +196,7 @@ class S3Backend(Backend, Generic[Client]):
                     info.size - offset,
                     deadline=self._transport.reading,
                     read_timeout=self._settings.read_timeout,
-                    secrets=self._secrets,
+                    secrets=self._caller.secrets,
                 )
 
             return self._call("open", key, request)
@@ -252,112 +246,12 @@ class S3Backend(Backend, Generic[Client]):
                 yield from self._delete_one(name, key)
 
     def close(self) -> None:
-        self._closed.set()
+        self._caller.close()
         with self._lock:
             executor, self._executor = self._executor, None
         if executor is not None:
             executor.shutdown(wait=False, cancel_futures=True)
         self._transport.clear()
-
-    # --- one call: attempts, time and errors ---
-
-    def _call(self, operation: str, key: str | None, request: Callable[[Client], Result]) -> Result:
-        """Make a request until it succeeds, fails for good, or runs out of attempts or time."""
-        attempts = self._settings.max_attempts
-        may_reload = True
-        before = sys.exc_info()[1]
-        with self._transport.call() as deadline:
-            while True:
-                if self._closed.is_set():
-                    raise BackendUnavailable("the backend is closed", operation=operation, key=key)
-                attempts -= 1
-                self._transport.forget_answer()
-                try:
-                    result = request(self._connected())
-                    self._check_answer()
-                    return result
-                except Exception as caught:
-                    cause = caught
-                # Out of the handler, so that the SDK's exception does not become the context as well.
-                detach(cause, before)
-                error = self._translate(operation, key, cause)
-                if error is None:
-                    raise cause
-                if may_reload and error.code in EXPIRED_CREDENTIALS and self._reload_credentials():
-                    may_reload = False
-                    attempts += 1
-                    continue
-                pause = self._pause(attempts)
-                if not error.retryable or attempts <= 0 or _gave_up(cause) or pause >= deadline.remaining():
-                    raise error from (None if error is cause else self._secrets.conceal(cause))
-                self._closed.wait(pause)
-
-    def _check_answer(self) -> None:
-        """Refuse the errors that come with a 200, as those of a completion may."""
-        answer = self._transport.answer
-        if answer is not None and answer.code is not None:
-            raise UnreadableReply(f"{answer.code} in an answer with status {answer.status}")
-
-    def _translate(self, operation: str, key: str | None, cause: Exception) -> BackendError | None:
-        """The exception of the contract for an SDK's; None for what is neither the network's nor the server's."""
-        if isinstance(cause, BackendError):
-            return cause
-        if isinstance(cause, SettingsError):
-            return AccessDenied(str(cause), operation=operation, key=key)
-        answer = self._transport.failure
-        sent = self._transport.credentials_sent
-        self._secrets.add_credentials(sent or ())
-        if answer is None:
-            is_network_error = isinstance(cause, (OSError, urllib3.exceptions.HTTPError))
-            if sent is None and (is_network_error or self._is_credentials_error(cause)):
-                reason = f"no usable credentials: {cause}; set access_key_id and secret_access_key"
-                return AccessDenied(self._secrets.scrub(reason), operation=operation, key=key)
-            if not is_network_error:
-                return None
-            reason = self._secrets.scrub(f"no answer from {self._endpoint()}: {innermost(cause)}")
-            return BackendUnavailable(reason, operation=operation, key=key)
-        kind: type[BackendError] = BackendUnavailable
-        if not answer.readable or (answer.status < 300 and answer.code is None):
-            reason = f"unreadable reply (status {answer.status}): {innermost(cause)}"
-            if answer.status >= 300:
-                reason = f"status {answer.status} with a body that is not S3's; is endpoint_url right?"
-        else:
-            kind = error_class(answer.status, answer.code, of_object=operation in ("open", "stat"))
-            said = " ".join(part for part in (str(answer.status), answer.code) if part)
-            reason = f"the server answered {said}" + (f": {answer.message}" if answer.message else "")
-            if self._settings.uses_sse and operation in ("open", "stat") and answer.status in (400, 403):
-                reason += " (was the object stored with another sse_customer_key?)"
-        code = None if answer.code is None else self._secrets.scrub(answer.code)
-        return kind(self._secrets.scrub(reason), operation=operation, key=key, code=code, status=answer.status)
-
-    def _pause(self, attempts_left: int) -> float:
-        """Seconds to wait before the next attempt."""
-        longest: float = min(0.25 * 2 ** (self._settings.max_attempts - attempts_left), 4.0)
-        return random.uniform(longest / 2, longest)
-
-    def _connected(self) -> Client:
-        with self._lock:
-            if self._client is None:
-                self._sse_key = self._settings.sse_key()
-                access_key = self._credentials.current()
-                if self._sse_key is not None:
-                    self._secrets.add_sse_key(self._sse_key)
-                if access_key is not None:
-                    self._secrets.add_credentials(
-                        (access_key.access_key_id, access_key.secret_access_key, access_key.session_token)
-                    )
-                self._client = self._connect(access_key)
-            return self._client
-
-    def _reload_credentials(self) -> bool:
-        if not self._credentials.reload():
-            return False
-        with self._lock:
-            self._client = None
-        return True
-
-    def _endpoint(self) -> str:
-        return self._settings.endpoint_url or "AWS"
 
     # --- keys and answers ---
 
@@ -559,13 +453,15 @@ class S3Backend(Backend, Generic[Client]):
         if not keys_by_name:
             return
         failures = self._call("delete", None, lambda client: self._delete_objects(client, tuple(keys_by_name)))
-        self._secrets.add_credentials(self._transport.credentials_sent or ())
+        self._caller.secrets.add_credentials(self._transport.credentials_sent or ())
         for name, code, message in failures:
             key = keys_by_name.get(name, name)
             if code not in ("NoSuchKey", "NoSuchVersion"):
                 kind = error_class(400, code, of_object=True)
-                reason = self._secrets.scrub(f"the server answered {code}: {message}")
-                yield DeleteFailure(key, kind(reason, operation="delete", key=key, code=self._secrets.scrub(code)))
+                reason = self._caller.secrets.scrub(f"the server answered {code}: {message}")
+                yield DeleteFailure(
+                    key, kind(reason, operation="delete", key=key, code=self._caller.secrets.scrub(code))
+                )
 
     def _delete_one(self, name: str, key: str) -> Iterator[DeleteFailure]:
         try:
@@ -598,11 +494,3 @@ def _check_range(headers: Headers, offset: int) -> None:
     """Make sure that the content starts where it was asked to: a server may ignore the range."""
     if offset and not headers.get("content-range", "").startswith(f"bytes {offset}-"):
         raise UnreadableReply(f"the content was asked for from byte {offset} on, but came otherwise")
-
-
-def _gave_up(error: Exception) -> bool:
-    """Whether the server took the request and said nothing: it may still be at work on it."""
-    chain = list(cause_chain(error))
-    if any(isinstance(each, urllib3.exceptions.ConnectTimeoutError) for each in chain):
-        return False
-    return any(isinstance(each, (urllib3.exceptions.ReadTimeoutError, TimeoutError)) for each in chain)

@@ -330,7 +330,7 @@ def test_connecting_counts_to_the_time_of_a_call(make: Callable[..., Backend], m
     with ScriptedServer([slow_refusal, slower_still]) as server:
         backend = make(server.endpoint, max_attempts=3)
         monkeypatch.setattr(socket.socket, "connect", connect)
-        monkeypatch.setattr("backends.s3_backend.random.uniform", lambda shortest, longest: 0)
+        monkeypatch.setattr("backends.calls.random.uniform", lambda shortest, longest: 0)
         with pytest.raises(BackendUnavailable):
             backend.check()
         assert len(server.requests) == 2

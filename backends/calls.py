@@ -1,0 +1,168 @@
+"""One call: its attempts, its time, its credentials, and what its failure means."""
+
+from __future__ import annotations
+
+import random
+import sys
+import threading
+from collections.abc import Callable
+from typing import Generic, TypeVar
+
+import urllib3.exceptions
+
+from backends.credentials import AccessKey, CredentialSource, Secrets
+from backends.errors import (
+    EXPIRED_CREDENTIALS,
+    AccessDenied,
+    BackendError,
+    BackendUnavailable,
+    SettingsError,
+    cause_chain,
+    detach,
+    error_class,
+    innermost,
+)
+from backends.settings import BucketSettings
+from backends.transport import Transport
+from backends.xml import UnreadableReply
+
+Client = TypeVar("Client")
+Result = TypeVar("Result")
+
+
+class Caller(Generic[Client]):
+    """Makes requests with an SDK's client, alike for every SDK."""
+
+    def __init__(
+        self,
+        settings: BucketSettings,
+        transport: Transport,
+        connect: Callable[[AccessKey | None], Client],
+        is_credentials_error: Callable[[Exception], bool],
+    ) -> None:
+        self.secrets = Secrets()
+        self.sse_key: bytes | None = None
+        """The encryption key, once there is a client."""
+        self._settings = settings
+        self._transport = transport
+        self._connect = connect
+        self._is_credentials_error = is_credentials_error
+        self._credentials = CredentialSource(settings)
+        self._lock = threading.Lock()
+        self._client: Client | None = None
+        self._closed = threading.Event()
+
+    def close(self) -> None:
+        """Let calls under way and later ones fail."""
+        self._closed.set()
+
+    def call(self, operation: str, key: str | None, request: Callable[[Client], Result]) -> Result:
+        """Make a request until it succeeds, fails for good, or runs out of attempts or time.
+
+        `operation` and `key` are what the error says; only a `BackendError` comes out, and what is neither the
+        network's nor the server's fault.
+        """
+        attempts = self._settings.max_attempts
+        may_reload = True
+        before = sys.exc_info()[1]
+        with self._transport.call() as deadline:
+            while True:
+                if self._closed.is_set():
+                    raise BackendUnavailable("the backend is closed", operation=operation, key=key)
+                attempts -= 1
+                self._transport.forget_answer()
+                try:
+                    result = request(self.client())
+                    self._check_answer()
+                    return result
+                except Exception as caught:
+                    cause = caught
+                # Out of the handler, so that the SDK's exception does not become the context as well.
+                detach(cause, before)
+                error = self._translate(operation, key, cause)
+                if error is None:
+                    raise cause
+                if may_reload and error.code in EXPIRED_CREDENTIALS and self._reload_credentials():
+                    may_reload = False
+                    attempts += 1
+                    continue
+                pause = self._pause(attempts)
+                if not error.retryable or attempts <= 0 or _gave_up(cause) or pause >= deadline.remaining():
+                    raise error from (None if error is cause else self.secrets.conceal(cause))
+                self._closed.wait(pause)
+
+    def _check_answer(self) -> None:
+        """Refuse the errors that come with a 200, as those of a completion may."""
+        answer = self._transport.answer
+        if answer is not None and answer.code is not None:
+            raise UnreadableReply(f"{answer.code} in an answer with status {answer.status}")
+
+    def _translate(self, operation: str, key: str | None, cause: Exception) -> BackendError | None:
+        """The exception of the contract for an SDK's; None for what is neither the network's nor the server's."""
+        if isinstance(cause, BackendError):
+            return cause
+        if isinstance(cause, SettingsError):
+            return AccessDenied(str(cause), operation=operation, key=key)
+        answer = self._transport.failure
+        sent = self._transport.credentials_sent
+        self.secrets.add_credentials(sent or ())
+        if answer is None:
+            is_network_error = isinstance(cause, (OSError, urllib3.exceptions.HTTPError))
+            if sent is None and (is_network_error or self._is_credentials_error(cause)):
+                reason = f"no usable credentials: {cause}; set access_key_id and secret_access_key"
+                return AccessDenied(self.secrets.scrub(reason), operation=operation, key=key)
+            if not is_network_error:
+                return None
+            reason = self.secrets.scrub(f"no answer from {self._endpoint()}: {innermost(cause)}")
+            return BackendUnavailable(reason, operation=operation, key=key)
+        kind: type[BackendError] = BackendUnavailable
+        if not answer.readable or (answer.status < 300 and answer.code is None):
+            reason = f"unreadable reply (status {answer.status}): {innermost(cause)}"
+            if answer.status >= 300:
+                reason = f"status {answer.status} with a body that is not S3's; is endpoint_url right?"
+        else:
+            kind = error_class(answer.status, answer.code, of_object=operation in ("open", "stat"))
+            said = " ".join(part for part in (str(answer.status), answer.code) if part)
+            reason = f"the server answered {said}" + (f": {answer.message}" if answer.message else "")
+            if self._settings.uses_sse and operation in ("open", "stat") and answer.status in (400, 403):
+                reason += " (was the object stored with another sse_customer_key?)"
+        code = None if answer.code is None else self.secrets.scrub(answer.code)
+        return kind(self.secrets.scrub(reason), operation=operation, key=key, code=code, status=answer.status)
+
+    def _pause(self, attempts_left: int) -> float:
+        """Seconds to wait before the next attempt."""
+        longest: float = min(0.25 * 2 ** (self._settings.max_attempts - attempts_left), 4.0)
+        return random.uniform(longest / 2, longest)
+
+    def client(self) -> Client:
+        """The SDK's client, made when it is first needed."""
+        with self._lock:
+            if self._client is None:
+                self.sse_key = self._settings.sse_key()
+                access_key = self._credentials.current()
+                if self.sse_key is not None:
+                    self.secrets.add_sse_key(self.sse_key)
+                if access_key is not None:
+                    self.secrets.add_credentials(
+                        (access_key.access_key_id, access_key.secret_access_key, access_key.session_token)
+                    )
+                self._client = self._connect(access_key)
+            return self._client
+
+    def _reload_credentials(self) -> bool:
+        if not self._credentials.reload():
+            return False
+        with self._lock:
+            self._client = None
+        return True
+
+    def _endpoint(self) -> str:
+        return self._settings.endpoint_url or "AWS"
+
+
+def _gave_up(error: Exception) -> bool:
+    """Whether the server took the request and said nothing: it may still be at work on it."""
+    chain = list(cause_chain(error))
+    if any(isinstance(each, urllib3.exceptions.ConnectTimeoutError) for each in chain):
+        return False
+    return any(isinstance(each, (urllib3.exceptions.ReadTimeoutError, TimeoutError)) for each in chain)
