@@ -33,12 +33,16 @@ class ListingCursor:
     def find(self, key: str) -> ObjectInfo | None:
         """The object with that key, below the root, or None. Raises `ListingRefused`."""
         wanted = key.encode()
+        may_skip = True
         if wanted < self._position:
             self._start_at(key)
+            may_skip = False
         self._position = wanted
         while self._current is None or self._current.key.encode() < wanted:
-            if self._looked_at >= _PAGE:
+            # Once: a page and more may lie between there and the key.
+            if may_skip and self._looked_at >= _PAGE:
                 self._start_at(key)
+                may_skip = False
             if not self._advance():
                 return None
         return self._current if self._current.key == key else None

@@ -167,12 +167,12 @@ class TestRows:
         assert cache.revive([LOCAL.media, OTHER.media, Media("a.org", "unknown")]) == 1
         assert undeleted(cache) == [LOCAL, OTHER]
 
-    def test_are_forgotten_only_with_the_same_file(self, cache: CacheDb) -> None:
+    def test_are_marked_and_forgotten_only_with_the_same_file(self, cache: CacheDb) -> None:
         cache.add([LOCAL, REMOTE])
         changed = CachedMedia(REMOTE.origin, REMOTE.media_id, "another file", "remote")
         cache.mark_deleted([changed])
         cache.forget([changed])
-        assert list(cache.rows()) == [LOCAL, REMOTE]
+        assert undeleted(cache) == list(cache.rows()) == [LOCAL, REMOTE]
         cache.forget([REMOTE])
         assert list(cache.rows()) == [LOCAL]
 
@@ -307,7 +307,9 @@ class TestSize:
             pytest.param(lambda cache, rows: [*cache.rows()], id="rows"),
             pytest.param(lambda cache, rows: cache.mark_deleted(rows), id="mark_deleted"),
             pytest.param(lambda cache, rows: cache.forget(rows), id="forget"),
-            pytest.param(lambda cache, rows: cache.revive(row.media for row in rows), id="revive"),
+            pytest.param(
+                lambda cache, rows: (cache.mark_deleted(rows), cache.revive(row.media for row in rows)), id="revive"
+            ),
         ],
     )
     def test_costs_the_same_for_each_row(
@@ -375,13 +377,19 @@ class TestTroubles:
         with pytest.raises(CacheDbError, match="cannot be opened or created"):
             CacheDb(tmp_path / name)
 
-    @pytest.mark.parametrize("table", ["local_media_repository (media_id TEXT)", "media (id TEXT, origin TEXT)"])
-    def test_a_database_of_something_else_is_left_as_it_is(self, path: Path, table: str) -> None:
+    @pytest.mark.parametrize(
+        ("table", "complaint"),
+        [
+            ("local_media_repository (media_id TEXT)", "not a cache of s3_media_upload"),
+            ("media (id TEXT, origin TEXT)", "a table `media` that s3_media_upload did not make"),
+        ],
+    )
+    def test_a_database_of_something_else_is_left_as_it_is(self, path: Path, table: str, complaint: str) -> None:
         with closing(sqlite3.connect(path)) as connection:
             connection.execute(f"CREATE TABLE {table}")
             connection.commit()
         before = path.read_bytes()
-        with pytest.raises(CacheDbError, match="s3_media_upload"):
+        with pytest.raises(CacheDbError, match=complaint):
             CacheDb(path)
         assert path.read_bytes() == before
 
@@ -435,6 +443,15 @@ class TestTroubles:
             cache.add(rows())
         assert cache.count_undeleted() == 10_000
         assert cache.add([LOCAL]) == 1
+
+    def test_a_row_that_cannot_be_written_leaves_the_others_unwritten_and_the_file_usable(
+        self, path: Path, cache: CacheDb
+    ) -> None:
+        with pytest.raises(UnicodeEncodeError):
+            cache.add([LOCAL, CachedMedia("", "\ud800bcdef", "\ud800bcdef", "local")])
+        assert cache.add([LOCAL, REMOTE]) == 2
+        with closing(sqlite3.connect(path)) as other:
+            assert other.execute(OLD_COUNT).fetchone() == (2,)
 
     def test_closing_twice_is_none(self, path: Path) -> None:
         cache = CacheDb(path)

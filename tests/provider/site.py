@@ -124,6 +124,10 @@ class Site:
         """What was logged since the mark."""
         return self.homeserver.log[self._mark :]
 
+    def wait_for_log(self, pattern: str) -> str:
+        """Wait for a line since the mark that holds the pattern; returns the line."""
+        return self.homeserver.wait_for_log(pattern, self._mark)
+
     def trouble(self) -> list[str]:
         """The lines since the mark that an operator would worry about."""
         return [match[0] for match in _TROUBLE.finditer(self.log)]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 
 import pytest
@@ -13,7 +14,14 @@ from tests.provider.site import Site, eventually
 
 @pytest.fixture(scope="module", params=REAL)
 def background_site(request: pytest.FixtureRequest, open_lasting_site: OpenSite) -> Site:
-    return open_lasting_site(request.param, "minio", "postgres", wrapper={"store_synchronous": False})
+    # Of four threads one uploads.
+    return open_lasting_site(
+        request.param,
+        "minio",
+        "postgres",
+        wrapper={"store_synchronous": False},
+        storage={"threadpool_size": 4},
+    )
 
 
 @pytest.fixture
@@ -47,11 +55,25 @@ def test_an_upload_survives_the_deletion_of_its_file(site: Site, size: int) -> N
     assert site.trouble() == []
 
 
+def test_an_upload_that_waits_for_its_turn_survives_the_deletion_of_its_file(site: Site) -> None:
+    contents = [os.urandom(1000) for _ in range(3)]
+    with site.proxy.hold(puts) as held:
+        media_ids = [site.homeserver.upload(contents[0])]
+        held.wait()
+        media_ids += [site.homeserver.upload(content) for content in contents[1:]]
+        site.homeserver.wipe_media()
+        assert held.hits == 1  # the others have not begun
+    for media_id, content in zip(media_ids, contents, strict=True):
+        eventually("the file is in the bucket", functools.partial(site.holds, media_id))
+        assert site.content(site.key(media_id)) == content
+    assert site.trouble() == []
+
+
 def test_an_upload_that_fails_keeps_the_local_file(site: Site) -> None:
     with site.proxy.slow_down(puts) as fault:
         media_id = site.homeserver.upload(b"content")
         fault.wait(3)
-        site.homeserver.wait_for_log("Error storing file")
+        site.wait_for_log("Error storing file")
     assert site.homeserver.download(media_id).body == b"content"
 
 

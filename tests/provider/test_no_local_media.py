@@ -106,4 +106,4 @@ def test_synapse_refuses_to_start_where_media_would_be_lost(open_site: OpenSite,
 
 def test_dynamic_thumbnails_which_synapse_cannot_make_then_are_warned_of(open_site: OpenSite) -> None:
     site = open_site("minio", settings={"enable_local_media_storage": False, "dynamic_thumbnails": True})
-    assert " WARNING " in site.homeserver.wait_for_log("dynamic_thumbnails does not work together with")
+    assert " WARNING " in site.wait_for_log("dynamic_thumbnails does not work together with")

@@ -22,7 +22,8 @@ LARGE = os.urandom(24 << 20)
 WARM_UP = 24
 
 
-def warm_up(site: Site, media_id: str) -> None:
+def warm_up(site: Site) -> None:
+    media_id = site.upload_and_lose(LARGE[: 1 << 20])
     tasks = [Task(lambda: site.homeserver.download(media_id)) for _ in range(WARM_UP)]
     tasks += [
         Task(lambda: site.homeserver.request("POST", "/_matrix/media/v3/upload", LARGE[: 9 << 20], "text/plain"))
@@ -32,9 +33,8 @@ def warm_up(site: Site, media_id: str) -> None:
 
 
 def test_clients_that_stop_reading_cost_neither_threads_nor_memory_and_others_are_served(site: Site) -> None:
+    warm_up(site)
     media_id = site.upload_and_lose(LARGE)
-    warm_up(site, media_id)
-    site.homeserver.wipe_media()
     site.proxy.forget()
     threads, memory = site.process_status("Threads"), site.process_status("VmRSS")
     with ExitStack() as stack:
@@ -68,9 +68,8 @@ def test_a_slow_client_gets_the_whole_file(site: Site) -> None:
 
 @pytest.mark.parametrize("manner", ["reset", "end"])
 def test_clients_that_hang_up_in_the_middle_leave_nothing_behind(site: Site, manner: str) -> None:
+    warm_up(site)
     media_id = site.upload_and_lose(LARGE)
-    warm_up(site, media_id)
-    site.homeserver.wipe_media()
     site.proxy.forget()
     site.mark_log()
     threads = site.process_status("Threads")

@@ -48,7 +48,7 @@ def test_misplaced_settings_are_ignored_with_an_error_line_each(open_site: OpenS
     misplaced = {"store_local": True, "media_retention": {"enabled": True}}
     site = open_site("minio", storage=misplaced)
     for name, place in [("store_local", "beside `module`"), ("media_retention", "top level of homeserver.yaml")]:
-        line = site.homeserver.wait_for_log(f"Ignored in the config .*{name}")
+        line = site.wait_for_log(f"Ignored in the config .*{name}")
         assert " ERROR " in line
         assert place in line
     site.serves_others()
@@ -57,21 +57,26 @@ def test_misplaced_settings_are_ignored_with_an_error_line_each(open_site: OpenS
 # --- the check of the bucket ---
 
 
-def test_a_missing_bucket_is_told_in_words_and_synapse_starts(open_site: OpenSite) -> None:
-    site = open_site("minio", storage={"bucket": "no-such-bucket"})
-    line = site.homeserver.wait_for_log("There is no bucket 'no-such-bucket' at http://.*create it")
-    assert " ERROR " in line
+def restart(site: Site, **changes: Any) -> None:
+    assert site.homeserver.stop() == 0
+    site.homeserver.storage.update(changes)
+    site.mark_log()
+    site.homeserver.start()
 
 
 @pytest.mark.parametrize("backend", REAL)
-def test_wrong_credentials_are_told_in_words_and_synapse_starts(open_site: OpenSite, backend: str) -> None:
-    site = open_site(backend, "minio", storage={"secret_access_key": "wrong-secret-access-key"})
-    line = site.homeserver.wait_for_log("refuses the credentials for bucket .*correct `access_key_id`")
-    assert " ERROR " in line
-    # Refused is not missing.
-    media_id = "a" * 24
+def test_a_missing_bucket_and_wrong_credentials_are_told_in_words_and_no_file_seems_to_be_missing(
+    open_site: OpenSite, backend: str
+) -> None:
+    site = open_site(backend, "minio")
+    media_id = site.upload_and_lose(b"content")
+    restart(site, bucket="no-such-bucket")
+    assert " ERROR " in site.wait_for_log("There is no bucket 'no-such-bucket' at http://.*create it")
+    assert site.homeserver.download(media_id).status >= 500
+    restart(site, bucket=site.bucket, secret_access_key="wrong-secret-access-key")
+    assert " ERROR " in site.wait_for_log("refuses the credentials for bucket .*correct `access_key_id`")
+    assert site.homeserver.download(media_id).status >= 500
     assert site.homeserver.request("POST", "/_matrix/media/v3/upload", b"content", "text/plain").status >= 500
-    assert site.homeserver.download(media_id).status == 404
     assert "wrong-secret-access-key" not in site.homeserver.log
 
 
@@ -86,19 +91,12 @@ def prefixed_site(open_lasting_site: OpenSite) -> tuple[Site, str]:
     return site, media_id
 
 
-def restart(site: Site, **changes: Any) -> None:
-    assert site.homeserver.stop() == 0
-    site.homeserver.storage.update(changes)
-    site.mark_log()
-    site.homeserver.start()
-
-
 def test_a_prefix_that_hides_all_media_is_told_and_nothing_is_served_or_stored(
     prefixed_site: tuple[Site, str],
 ) -> None:
     site, media_id = prefixed_site
     restart(site, raw_prefix=False)
-    line = site.homeserver.wait_for_log("The media in the bucket was stored with a raw prefix.*set `raw_prefix: true`")
+    line = site.wait_for_log("The media in the bucket was stored with a raw prefix.*set `raw_prefix: true`")
     assert " ERROR " in line
     assert site.homeserver.download(media_id).status == 500
     keys = site.object_keys()
@@ -110,7 +108,7 @@ def test_a_prefix_that_hides_some_media_is_told_and_the_rest_is_served(prefixed_
     site, media_id = prefixed_site
     site.client.put_object(Bucket=site.bucket, Key=f"media/{site.path(media_id)}", Body=b"other")
     restart(site, raw_prefix=False)
-    line = site.homeserver.wait_for_log("Some media in the bucket will not be found")
+    line = site.wait_for_log("Some media in the bucket will not be found")
     assert " ERROR " in line
     assert site.homeserver.download(media_id).body == b"other"
 
@@ -130,7 +128,7 @@ def test_an_encryption_key_that_the_server_ignores_is_told_and_nothing_is_sent(
 ) -> None:
     encryption = {"sse_customer_key": base64.b64encode(os.urandom(32)).decode(), "allow_insecure_sse": True}
     site = open_site(backend, face, storage=encryption)
-    line = site.homeserver.wait_for_log("does not encrypt with `sse_customer_key`, so no media is sent there")
+    line = site.wait_for_log("does not encrypt with `sse_customer_key`, so no media is sent there")
     assert " ERROR " in line
     assert site.homeserver.request("POST", "/_matrix/media/v3/upload", b"content", "text/plain").status >= 500
     assert site.homeserver.local_files() == []
@@ -172,7 +170,7 @@ def test_a_bucket_that_is_down_is_told_in_words_and_used_once_it_is_up(open_site
     site = open_site("minio", start=False)
     with site.proxy.drop(everything):
         site.homeserver.start()
-        assert " ERROR " in site.homeserver.wait_for_log("does not answer as it should: is `endpoint_url` right")
+        assert " ERROR " in site.wait_for_log("does not answer as it should: is `endpoint_url` right")
     site.serves_others()
 
 

@@ -1,0 +1,554 @@
+"""Sending media and deleting files: nothing is lost, whatever happens on the way."""
+
+from __future__ import annotations
+
+import shutil
+import signal
+import sqlite3
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import closing
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import pytest
+
+from backends import open_backend
+from backends.base import Backend, ObjectInfo
+from storage_provider import offload
+from storage_provider.cache_db import CacheDb
+from storage_provider.media_store import Media, MediaStore
+from storage_provider.settings import ProviderSettings
+from storage_provider.synapse_db import connect
+from storage_provider.transfers import Bandwidth
+from tests.jobs.command_server import ForkedRun
+from tests.jobs.conftest import SynapseDatabase
+from tests.jobs.media_site import (
+    ENCRYPTED,
+    EVERYWHERE,
+    PATIENCE,
+    QUICKLY,
+    WIDELY,
+    MediaSite,
+    heads,
+    lists,
+    now_ms,
+    open_site,
+)
+from tests.provider.fault_proxy import puts
+from tests.servers import S3Server
+
+SSE_KEY = "0123456789abcdefABCDEF0123456789"
+USED = "UPDATE local_media_repository SET last_access_ts = ? WHERE media_id = ?"
+
+
+@pytest.fixture
+def site(tmp_path: Path, s3_server: S3Server, synapse_database: SynapseDatabase, backend: str) -> Iterator[MediaSite]:
+    with open_site(tmp_path, s3_server, synapse_database, backend) as site:
+        site.write_homeserver_yaml()
+        yield site
+
+
+def offloaded_before(site: MediaSite) -> int | None:
+    return MediaStore(site.store).offloaded_before()
+
+
+# --- where file and object differ ---
+
+
+@EVERYWHERE
+def test_right_file_replaces_a_wrong_object_before_it_goes(site: MediaSite) -> None:
+    shortened, emptied, other = (site.add_local(f"{name}Media") for name in ("Short", "Empty", "Other"))
+    thumbnail = site.add_thumbnail(Media("", "OtherMedia"), "OtherMedia", "32-32-image-png-crop", b"t" * 50)
+    before = site.files()
+    site.put(shortened, before[shortened][:100])
+    site.put(emptied, b"")
+    site.put(other, bytes(len(before[other])))
+    site.put(thumbnail, b"t" * 49)
+    done = site.sync("--delete")
+    assert done.values["replaced"] == 4
+    for path in before:
+        assert f"replaced: {path}: " in done.err
+    assert site.objects() == before
+    # What is of the same size shows only when it is proved, and is proved again by the next run.
+    assert site.files() == {other: before[other]}
+    assert site.sync("--delete").values["proofs"] == {"etag": 1}
+    assert site.files() == {}
+    assert site.objects() == before
+
+
+@EVERYWHERE
+def test_damaged_file_never_replaces_the_object_and_is_not_deleted(site: MediaSite) -> None:
+    before = {path: content for name in ("Short", "Other") for path, content in [(site.add_local(f"{name}Media"), b"")]}
+    shortened, other = before
+    whole = site.files()
+    for path, content in whole.items():
+        site.put(path, content)
+    site.write(shortened, whole[shortened][:-1])
+    site.write(other, bytes(len(whole[other])))
+    damaged = site.files()
+    done = site.sync("--delete", status=1)
+    for path in whole:
+        assert f"failed: {path}: the file is damaged, the object is whole" in done.err
+    assert site.files() == damaged
+    assert site.objects() == whole
+
+
+@QUICKLY
+def test_what_cannot_be_decided_is_left_alone_and_reported(site: MediaSite) -> None:
+    unknown = site.add_local("NoSha256Media", b"a" * 50, sha256=None)
+    neither = site.add_local("NeitherMedia", b"b" * 50, media_length=7)
+    thumbnail = site.add_thumbnail(Media("", "NoSha256Media"), "NoSha256Media", "32-32-image-png-crop", b"c" * 50)
+    for path in (unknown, thumbnail):
+        site.put(path, b"x" * 50)
+    site.put(neither, b"x" * 51)
+    files, objects = site.files(), site.objects()
+    done = site.sync("--delete", status=1)
+    assert done.err.count("both could be right by Synapse's database") == 2
+    assert done.err.count("neither is right by Synapse's database") == 1
+    assert (site.files(), site.objects()) == (files, objects)
+
+
+@QUICKLY
+def test_without_a_database_nothing_is_replaced(site: MediaSite) -> None:
+    path = site.add_local("ShortMedia")
+    site.update()
+    site.put(path, b"x")
+    (site.directory / "homeserver.yaml").unlink()
+    assert f"failed: {path}: file and object differ" in site.upload(status=1).err
+    assert site.objects() == {path: b"x"}
+
+
+# --- a bucket that does not keep what it acknowledges ---
+
+
+@QUICKLY
+def test_store_that_keeps_a_part_of_what_is_sent_costs_no_file(site: MediaSite) -> None:
+    before = site.add_some(3)
+    with site.proxy.shorten():
+        done = site.sync("--delete", status=1)
+    assert done.err.count("the object is not what was sent") == len(before)
+    assert site.files() == before
+    assert done.values["deleted_files"] == 0
+    again = site.sync("--delete")
+    assert again.values["replaced"] == len(before)
+    assert site.objects() == before
+    assert site.files() == {}
+
+
+@QUICKLY
+def test_store_that_keeps_nothing_costs_no_file(site: MediaSite) -> None:
+    before = site.add_some(3)
+    with site.proxy.swallow():
+        done = site.sync("--delete", status=1)
+    assert done.err.count("the object is not in the bucket, though it was sent") == len(before)
+    assert site.files() == before
+
+
+# --- files and rows that change meanwhile ---
+
+
+@QUICKLY
+def test_file_that_changes_while_it_is_sent_stays(site: MediaSite) -> None:
+    path = site.add_local("ChangingMedia")
+    site.add_local("CalmMedia")
+    with site.proxy.hold(lambda request: puts(request) and request.key == path) as held:
+        process = site.start("sync", "--older-than", "0d", "--delete")
+        held.wait()
+        site.write(path, b"new")
+        held.release()
+        done = site.finish(process, 1)
+    assert f"failed: {path}: it changed while it was sent" in done.err
+    assert site.files() == {path: b"new"}
+
+
+@WIDELY
+def test_media_that_is_used_or_gone_meanwhile_is_kept(site: MediaSite) -> None:
+    used, gone = site.add_local("UsedMedia"), site.add_local("GoneMedia")
+    site.add_local("OtherMedia")
+    before = site.files()
+    with site.proxy.hold(puts) as held:
+        process = site.start("sync", "--older-than", "0d", "--delete", "--json")
+        held.wait()
+        site.database.execute(USED, (now_ms() + 60_000, "UsedMedia"))
+        site.database.execute("DELETE FROM local_media_repository WHERE media_id = ?", ("GoneMedia",))
+        held.release()
+        done = site.finish(process)
+    assert done.values["kept"] == 2
+    assert site.files() == {path: before[path] for path in (used, gone)}
+    assert site.objects() == before
+
+
+@EVERYWHERE
+def test_kill_at_any_moment_loses_nothing(site: MediaSite) -> None:
+    before = site.add_some(30, size=200)
+    for requests in (2, site.random.randint(3, 12), site.random.randint(13, 30), len(before) + 2):
+        site.proxy.forget()
+        process = site.start("sync", "--older-than", "0d", "--delete", "--workers", "2")
+        deadline = time.monotonic() + PATIENCE
+        # After the last request comes the deleting, which nothing but the files tells of.
+        while process.poll() is None and len(site.proxy.requests) < requests and time.monotonic() < deadline:
+            time.sleep(0.001)
+        process.kill()
+        process.communicate()
+        site.proxy.wait_until_idle()
+        objects = site.objects()
+        assert objects.items() <= before.items()
+        assert site.files() | objects == before
+    site.sync("--delete")
+    assert site.files() == {}
+    assert site.objects() == before
+
+
+@QUICKLY
+def test_kill_while_files_are_deleted_loses_nothing(site: MediaSite) -> None:
+    before = site.add_some(60, size=10)
+    for part in (0.9, 0.5):
+        process = site.start("sync", "--older-than", "0d", "--delete")
+        directory = site.store / "local_content" / "Lo" / "ca"
+        while process.poll() is None and directory.exists() and len(list(directory.iterdir())) > 40 * part:
+            pass
+        process.kill()
+        process.communicate()
+        assert site.files() | site.objects() == before
+        assert site.objects().items() <= before.items()
+    site.sync("--delete")
+    assert site.files() == {}
+    assert site.objects() == before
+
+
+# --- proofs ---
+
+
+def put_in_parts(site: MediaSite, key: str, parts: list[bytes]) -> None:
+    where: Any = {"Bucket": site.bucket, "Key": key}
+    upload = site.client.create_multipart_upload(**where)["UploadId"]
+    etags = [
+        site.client.upload_part(**where, UploadId=upload, PartNumber=number, Body=part)["ETag"]
+        for number, part in enumerate(parts, 1)
+    ]
+    listed: Any = [{"PartNumber": number, "ETag": etag} for number, etag in enumerate(etags, 1)]
+    site.client.complete_multipart_upload(**where, UploadId=upload, MultipartUpload={"Parts": listed})
+
+
+@QUICKLY
+def test_what_others_sent_is_proved_by_its_checksum_without_reading(site: MediaSite) -> None:
+    before = site.add_some(3)
+    in_parts = site.add_local("InPartsMedia", site.content((5 << 20) + 100))
+    for path, content in before.items():
+        site.put(path, content)
+    content = site.files()[in_parts]
+    put_in_parts(site, in_parts, [content[: 5 << 20], content[5 << 20 :]])
+    done = site.sync("--delete")
+    assert done.values["proofs"] == {"etag": len(before) + 1}
+    assert site.proxy.of("GET", "HEAD", "PUT") == []
+    assert site.files() == {}
+
+
+@QUICKLY
+def test_what_was_read_back_is_not_read_again(site: MediaSite) -> None:
+    path = site.add_local("OddPartsMedia", site.content((6 << 20) + 100))
+    content = site.files()[path]
+    # No usual size of parts gives this ETag.
+    put_in_parts(site, path, [content[: 6 << 20], content[6 << 20 :]])
+    site.update()
+    # It was used since, and so is proved and kept.
+    site.database.execute(USED, (now_ms() + 60_000, "OddPartsMedia"))
+    for reads in (1, 0):
+        site.proxy.forget()
+        done = site.upload("--delete")
+        assert "Kept 1 files that are in use again or changed" in done.lines
+        assert len(site.proxy.of("GET")) == reads
+    site.database.execute(USED, (1000, "OddPartsMedia"))
+    assert "Proved before deletion: 1 by reading back" in site.upload("--delete").lines
+    assert site.files() == {}
+
+
+@ENCRYPTED
+def test_own_upload_proves_what_is_encrypted_also_in_a_later_run(site: MediaSite) -> None:
+    before = site.add_some(3)
+    site.write_homeserver_yaml(sse_customer_key=SSE_KEY, allow_insecure_sse=True)
+    site.sync()
+    later = site.add_local("LaterMedia")
+    before[later] = site.files()[later]
+    done = site.sync("--delete")
+    assert done.values["proofs"] == {"put": len(before)}
+    assert site.files() == {}
+    assert site.objects(SSECustomerKey=SSE_KEY, SSECustomerAlgorithm="AES256") == before
+
+
+@pytest.mark.parametrize(
+    ("s3_server", "synapse_database", "backend"),
+    [pytest.param("minio-https", "sqlite", "minio", marks=pytest.mark.servers)],
+    indirect=["s3_server", "synapse_database"],
+)
+def test_what_others_encrypted_is_read_back(site: MediaSite) -> None:
+    before = site.add_some(3)
+    for path, content in before.items():
+        site.client.put_object(
+            Bucket=site.bucket, Key=path, Body=content, SSECustomerKey=SSE_KEY, SSECustomerAlgorithm="AES256"
+        )
+    site.write_homeserver_yaml(sse_customer_key=SSE_KEY)
+    assert site.sync("--delete").values["proofs"] == {"read": len(before)}
+    assert site.files() == {}
+
+
+@QUICKLY
+def test_verify_full_reads_all_and_verify_size_nothing(site: MediaSite) -> None:
+    before = site.add_some(3)
+    done = site.sync("--delete", "--verify", "full")
+    assert done.values["proofs"] == {"read": len(before)}
+    assert sorted(request.key for request in site.proxy.of("GET")) == sorted(before)
+    path = site.add_local("OtherMedia", b"x" * 50)
+    site.put(path, b"y" * 50)
+    site.proxy.forget()
+    assert site.sync("--delete", "--verify", "size").values["proofs"] == {"size": 1}
+    assert site.proxy.of("GET") == []
+    assert site.files() == {}
+
+
+@QUICKLY
+def test_deletion_moves_the_stamp(site: MediaSite) -> None:
+    site.add_local("FirstMedia")
+    began = now_ms()
+    site.sync()
+    assert offloaded_before(site) is None
+    site.sync("--delete")
+    stamp = offloaded_before(site)
+    assert stamp is not None and began <= stamp <= now_ms()
+
+
+# --- what is in the store and in the database ---
+
+
+@WIDELY
+def test_paths_that_would_leave_the_store_are_refused(site: MediaSite) -> None:
+    victim = site.directory / "victim"
+    victim.write_bytes(b"not media")
+    fine = site.add_local("FineMedia")
+    before = site.files()
+    site.database.add_remote("a.org", "up", "....../victim")
+    site.database.add_remote("..", "origin", "AbcdEfgh")
+    site.database.add_remote("a/../..", "slash", "AbcdEfgh")
+    site.database.add_local(f"abcd{victim}")
+    site.database.add_local("abcd")
+    site.update()
+    with closing(sqlite3.connect(site.directory / "cache.db")) as cache, cache:
+        cache.execute("INSERT INTO media VALUES ('a.org', 'nul', ?, 'remote', 0)", ("Abcd\0fgh",))
+    done = site.upload("--delete", status=1)
+    named = [line.split(": ")[1] for line in done.err.splitlines()]
+    assert sorted(named) == sorted(
+        ["a.org up", "a.org nul", ".. origin", "a/../.. slash", f"local abcd{victim}", "local abcd"]
+    )
+    assert done.err.count(": refused: ") == len(named)
+    assert victim.read_bytes() == b"not media"
+    assert site.objects() == {fine: before[fine]}
+    assert site.files() == {}
+
+
+@QUICKLY
+def test_symbolic_links_are_not_followed(site: MediaSite) -> None:
+    outside = site.directory / "outside"
+    (outside / "cd").mkdir(parents=True)
+    (outside / "cd" / "BehindDir").write_bytes(b"outside")
+    site.add_local("AbcdBehindLink")
+    (site.store / "local_content/Ab/cd/BehindLink").unlink()
+    (site.store / "local_content/Ab/cd/BehindLink").symlink_to(outside / "cd" / "BehindDir")
+    site.database.add_local("LicdBehindDir")
+    (site.store / "local_content/Li").symlink_to(outside)
+    site.sync("--delete")
+    assert site.objects() == {}
+    assert (outside / "cd" / "BehindDir").read_bytes() == b"outside"
+    assert (site.store / "local_content/Ab/cd/BehindLink").is_symlink()
+    assert (site.store / "local_content/Li").is_symlink()
+
+
+@QUICKLY
+def test_what_is_not_a_thumbnail_is_left_alone(site: MediaSite) -> None:
+    path = site.add_local("SomeMedia", thumbnails={"32-32-image-png-crop": b"t" * 50})
+    temporary = site.write("local_thumbnails/So/me/Media/tmp8a7b_x2", b"half a thumb")
+    before = site.files()
+    site.sync("--delete")
+    left = {str(temporary.relative_to(site.store)): b"half a thumb"}
+    assert site.files() == left
+    assert path in site.objects()
+    assert site.objects() == {name: content for name, content in before.items() if name not in left}
+
+
+@QUICKLY
+def test_media_that_came_back_and_new_thumbnails_are_found(site: MediaSite) -> None:
+    content = site.add_local("SomeMedia")
+    site.sync("--delete")
+    site.write(content, site.objects()[content])
+    assert site.sync("--delete").values["deleted_files"] == 1
+    assert site.files() == {}
+
+    thumbnail = site.add_thumbnail(Media("", "SomeMedia"), "SomeMedia", "96-96-image-jpeg-scale", b"later")
+    done = site.sync("--delete")
+    assert (done.values["uploaded_files"], done.values["deleted_files"]) == (1, 1)
+    assert site.objects()[thumbnail] == b"later"
+    assert site.files() == {}
+
+
+@WIDELY
+def test_rows_gone_from_synapse_leave_cache_db(site: MediaSite) -> None:
+    site.add_local("GoneMedia")
+    site.add_local("HereMedia")
+    site.update()
+    site.database.execute("DELETE FROM local_media_repository WHERE media_id = ?", ("GoneMedia",))
+    site.update()
+    assert site.run("write").out == "local_content/He/re/Media\nlocal_thumbnails/He/re/Media/\n"
+
+
+# --- asking the bucket ---
+
+
+@WIDELY
+def test_objects_are_found_by_listing_with_no_request_for_each(site: MediaSite) -> None:
+    before = site.add_some(20, size=10)
+    site.sync()
+    assert len(site.proxy.of("PUT")) == len(before)
+    assert site.proxy.of("GET", "HEAD") == []
+    site.proxy.forget()
+    site.sync("--delete")
+    assert site.proxy.of("GET", "HEAD", "PUT") == []
+    # One page of each of the four roots.
+    assert len(site.proxy.listings) <= 4
+    assert site.files() == {}
+
+
+@QUICKLY
+@pytest.mark.parametrize("code", ["AccessDenied", "NotImplemented"])
+def test_where_listing_is_refused_objects_are_asked_for(site: MediaSite, code: str) -> None:
+    before = site.add_some(4)
+    with site.proxy.refuse(403 if code == "AccessDenied" else 501, code, lambda request: is_listing(request, code)):
+        done = site.sync("--delete")
+    assert done.values["deleted_files"] == len(before)
+    assert site.proxy.of("HEAD")
+    assert site.objects() == before
+    assert site.files() == {}
+
+
+def is_listing(request: Any, code: str) -> bool:
+    # Who may list nothing is told so by the check, too.
+    return lists(request) and (code == "AccessDenied" or "max-keys" not in request.query)
+
+
+@QUICKLY
+def test_refused_request_for_an_object_is_not_taken_for_a_missing_one(site: MediaSite) -> None:
+    before = site.add_some(2)
+    with site.proxy.refuse(403, "AccessDenied", lambda request: lists(request) or heads(request)):
+        site.sync("--delete", status=1)
+    assert site.objects() == {}
+    assert site.files() == before
+
+
+# --- bounds of a run ---
+
+
+@QUICKLY
+def test_limit_counts_what_was_done(site: MediaSite) -> None:
+    before = site.add_some(3)
+    for number in (2, 1, 0):
+        assert site.sync("--limit", "2").values["uploaded_media"] == number
+    assert site.objects() == before
+    assert site.sync("--limit", "2", "--delete").values["deleted_media"] == 2
+    assert site.sync("--limit", "2", "--delete").values["deleted_media"] == 1
+    assert site.files() == {}
+
+
+@QUICKLY
+def test_after_the_time_budget_nothing_is_begun(site: MediaSite, monkeypatch: pytest.MonkeyPatch) -> None:
+    before = site.add_some(6)
+    assert site.sync("--time-budget", "0s", "--max-bandwidth", "1M").values["uploaded_files"] == 0
+    assert site.proxy.of("PUT") == []
+
+    clock = [0.0]
+    monkeypatch.setattr(time, "monotonic", lambda: clock[0])
+    settings = site.homeserver_settings()["media_storage_providers"][0]["config"]
+
+    class Slow:
+        """Takes a second for each object."""
+
+        def __init__(self, backend: Backend) -> None:
+            self._backend = backend
+
+        def __getattr__(self, name: str) -> Any:
+            return getattr(self._backend, name)
+
+        def put(self, key: str, body: BinaryIO, size: int) -> ObjectInfo:
+            clock[0] += 1
+            return self._backend.put(key, body, size)
+
+    with (
+        closing(open_backend(ProviderSettings.parse(settings))) as backend,
+        CacheDb(site.directory / "cache.db") as cache,
+        connect(site.database.arguments) as database,
+    ):
+        stop = threading.Event()
+        slow: Any = Slow(backend)
+        store = MediaStore(site.store)
+        job = offload.Offload(slow, store, cache, database, Bandwidth(None, stop), stop, 1, delete=True, ends_at=3.0)
+        sent = [event for event in job.run() if isinstance(event, offload.Uploaded)]
+    assert len(sent) == 3
+    assert site.files() == before
+    assert site.objects().items() < before.items()
+
+
+@QUICKLY
+def test_second_run_is_kept_out(site: MediaSite) -> None:
+    before = site.add_some(2)
+    with site.proxy.hold(puts) as held:
+        first = site.start("sync", "--older-than", "0d", "--delete")
+        held.wait()
+        second = site.run("sync", "--older-than", "0d", "--delete", status=3)
+        assert second.err == "s3_media_upload: another run is under way\n" and second.out == ""
+        held.release()
+        site.finish(first)
+    assert site.objects() == before
+
+
+@WIDELY
+def test_sigterm_finishes_what_is_in_flight(site: MediaSite) -> None:
+    before = site.add_some(30, size=100)
+    with site.proxy.hold(puts) as held:
+        process = site.start("sync", "--older-than", "0d", "--delete", "--workers", "2")
+        held.wait(2)
+        process.send_signal(signal.SIGTERM)
+        wait_until_taken(process)
+        held.release()
+        done = site.finish(process, 3)
+    assert "Interrupted" in done.err
+    objects = site.objects()
+    assert 2 <= len(objects) < len(before)
+    assert objects.items() < before.items()
+    assert site.files() == before
+    site.sync("--delete")
+    assert site.objects() == before
+    assert site.files() == {}
+
+
+def wait_until_taken(process: ForkedRun) -> None:
+    """Wait until no signal is pending for a process."""
+    status = Path(f"/proc/{process.pid}/status")
+    deadline = time.monotonic() + PATIENCE
+    while time.monotonic() < deadline:
+        pending = [line for line in status.read_text().splitlines() if line.startswith(("SigPnd:", "ShdPnd:"))]
+        if all(int(line.split()[1], 16) == 0 for line in pending):
+            return
+    raise TimeoutError("the signal is still pending")
+
+
+@QUICKLY
+def test_store_that_cannot_be_written_to_ends_in_a_sentence(site: MediaSite) -> None:
+    before = site.add_some(1)
+    # In the place of the directory for locks and stamps.
+    (site.store / ".s3_storage_provider").write_text("")
+    refused = site.run("sync", "--older-than", "0d", "--delete", status=3)
+    assert ".s3_storage_provider" in refused.err and refused.err.count("\n") == 1
+    (site.store / ".s3_storage_provider").unlink()
+    shutil.rmtree(site.store / "local_content")
+    (site.store / "local_content").symlink_to(site.directory)
+    assert "symbolic link" in site.run("sync", "--older-than", "0d", "--delete", status=2).err
+    assert before
