@@ -9,7 +9,8 @@ Keys are relative to the configured prefix. A key that is empty, starts with `/`
 Only subclasses of `BackendError` come out of a method, with the SDK's exception as `__cause__`.
 Temporary faults are tried again within the call, `max_attempts` in all, but not after a read
 time-out. Whatever the server does, an answer or an error comes within `connect_timeout +
-read_timeout` (35 s) after the last byte that moved. No message, nor anything in the chain of
+read_timeout` (35 s) after the last byte that moved; looking up the host's name, and waiting for
+memory behind other uploads, come on top. No message, nor anything in the chain of
 causes, holds a credential or an encryption key.
 
 SSE-C and the storage class come from the settings and go on every request that can carry them.
