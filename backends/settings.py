@@ -38,8 +38,8 @@ UNREADABLE_CLASSES = frozenset({"GLACIER", "DEEP_ARCHIVE"})
 
 def parse_size(value: object) -> object:
     """Bytes of a size as Synapse writes them: a number, or one with K, M, G or T (powers of 1,024)."""
-    if isinstance(value, str):
-        match = re.fullmatch(r"\s*(\d+)\s*([KMGT]?)B?\s*", value.upper())
+    if isinstance(value, (bool, str)):
+        match = re.fullmatch(r"\s*(\d+)\s*([KMGT]?)B?\s*", str(value).upper())
         if not match:
             raise ValueError("must be a size such as 512K, 8M or 20G")
         return int(match[1]) * _SIZE_UNITS[match[2]]

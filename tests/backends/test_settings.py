@@ -106,6 +106,7 @@ def test_a_bucket_is_all_that_is_needed() -> None:
         ({"request_checksum_calculation": "never"}, "request_checksum_calculation", "'when_required'"),
         ({"response_checksum_validation": "never"}, "response_checksum_validation", "'when_required'"),
         ({"multipart_threshold": "8 million"}, "multipart_threshold", "must be a size such as 512K, 8M or 20G"),
+        ({"multipart_threshold": True}, "multipart_threshold", "must be a size such as 512K, 8M or 20G"),
         ({"multipart_threshold": 0}, "multipart_threshold", "greater than or equal to 1"),
         ({"multipart_threshold": "1G"}, "multipart_threshold", "less than or equal to"),
         ({"multipart_chunksize": "1M"}, "multipart_chunksize", "greater than or equal to 5242880"),
