@@ -179,7 +179,7 @@ class SynapseDb:
         found = self._database.query(
             f"""
             SELECT m.media_length, {self._sha256}, m.quarantined_by IS NOT NULL FROM {tables.media} m
-            WHERE {tables.is_one(1)} AND {tables.filesystem_id} = ?
+            WHERE {tables.is_asked} AND {tables.filesystem_id} = ?
             """,
             (*key, row.filesystem_id),
         )
@@ -188,7 +188,7 @@ class SynapseDb:
         thumbnails = self._database.query(
             f"""
             SELECT {_THUMBNAIL_NAME}, t.thumbnail_length FROM {tables.thumbnails} t JOIN {tables.media} m ON {tables.join}
-            WHERE {tables.is_one(1)}
+            WHERE {tables.is_asked}
             """,
             key,
         )
@@ -206,9 +206,13 @@ class SynapseDb:
             for start in range(0, len(of_kind), _ROWS_A_QUERY):
                 some = of_kind[start : start + _ROWS_A_QUERY]
                 files = {(row.origin, row.media_id, row.filesystem_id) for row in some}
+                # Not "IN (VALUES …)": for pairs SQLite would read the whole table.
+                names = ", ".join(tables.key_columns)
+                values = ", ".join([f"({', '.join('?' * len(tables.key_columns))})"] * len(some))
                 sql = f"""
-                    SELECT {tables.identity} FROM {tables.media} m
-                    WHERE {tables.is_one(len(some))} AND {tables.counts} AND {condition}
+                    WITH asked ({names}) AS (VALUES {values})
+                    SELECT {tables.identity} FROM asked JOIN {tables.media} m ON {tables.match("asked")}
+                    WHERE {tables.counts} AND {condition}
                 """
                 keys = [value for row in some for value in tables.key(row)]
                 answer = self._database.query(sql, (*keys, *arguments))
@@ -250,13 +254,16 @@ class _Tables:
 
     @property
     def join(self) -> str:
-        return " AND ".join(f"t.{column} = m.{column}" for column in self.key_columns)
+        return self.match("t")
 
-    def is_one(self, number: int) -> str:
-        """The condition that a row has one of so many keys."""
-        columns = ", ".join(f"m.{column}" for column in self.key_columns)
-        key = f"({', '.join('?' * len(self.key_columns))})"
-        return f"({columns}) IN (VALUES {', '.join([key] * number)})"
+    @property
+    def is_asked(self) -> str:
+        """The condition that a row has the key that is given as arguments."""
+        return " AND ".join(f"m.{column} = ?" for column in self.key_columns)
+
+    def match(self, other: str) -> str:
+        """The condition that a row has the key of another table's row."""
+        return " AND ".join(f"{other}.{column} = m.{column}" for column in self.key_columns)
 
     def key(self, row: CachedMedia) -> tuple[str, ...]:
         return (row.origin, row.media_id) if self.kind == "remote" else (row.media_id,)

@@ -52,6 +52,25 @@ def remote(origin: str, media_id: str, filesystem_id: str) -> CachedMedia:
     return CachedMedia(origin, media_id, filesystem_id, "remote")
 
 
+def add_many(synapse_database: SynapseDatabase, number: int) -> None:
+    """That many rows, half of them local, in no order and no two alike."""
+    numbers = (
+        f"generate_series(1, {number // 2}) AS n(x)"
+        if synapse_database.is_postgres
+        else f"(WITH RECURSIVE n(x) AS (SELECT 1 UNION ALL SELECT x + 1 FROM n WHERE x < {number // 2}) SELECT x FROM n)"
+    )
+    identifier = "'abcdefghijklmnopqrstuvwxyz' || CAST((x * 7919) & 1048575 AS TEXT)"
+    synapse_database.execute(
+        f"""
+        INSERT INTO remote_media_cache (media_origin, media_id, filesystem_id, media_length, created_ts)
+        SELECT 'media.example.org', {identifier}, {identifier}, 1, x FROM {numbers}
+        """
+    )
+    synapse_database.execute(
+        f"INSERT INTO local_media_repository (media_id, media_length, created_ts) SELECT {identifier}, 1, x FROM {numbers}"
+    )
+
+
 @on_each_database
 class TestUnusedMedia:
     def test_is_what_was_last_used_before_the_moment(
@@ -152,6 +171,36 @@ class TestQuestions:
         assert database.present(asked) == expected
         assert database.still_unused(asked, 1000) == expected
         assert database.present([]) == set()
+
+    def test_are_answered_without_reading_the_whole_table(
+        self, synapse_database: SynapseDatabase, database: SynapseDb, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        add_many(synapse_database, 20_000)
+        if synapse_database.is_postgres:
+            synapse_database.execute("ANALYZE remote_media_cache")
+            synapse_database.execute("ANALYZE local_media_repository")
+        asked: list[tuple[str, tuple[Any, ...]]] = []
+        query = database._database.query
+
+        def noted(sql: str, arguments: tuple[Any, ...]) -> list[tuple[Any, ...]]:
+            asked.append((sql, arguments))
+            return query(sql, arguments)
+
+        monkeypatch.setattr(database._database, "query", noted)
+        # So few that PostgreSQL too finds the index cheaper than the table.
+        rows = [local(f"abcdef{number}") for number in range(10)]
+        rows += [remote("media.example.org", f"id{number}", f"file{number}") for number in range(10)]
+        database.present(rows)
+        database.still_unused(rows, 1000)
+        database.facts(rows[0])
+        database.facts(next(database.unused_before(1 << 50, "remote")))
+        assert len(asked) == 7
+        for sql, arguments in asked:
+            explain = "EXPLAIN" if synapse_database.is_postgres else "EXPLAIN QUERY PLAN"
+            plan = "\n".join(str(step[-1]) for step in query(f"{explain} {sql}", arguments))
+            assert "SCAN m" not in plan
+            assert "Seq Scan on remote_media_cache m" not in plan
+            assert "Seq Scan on local_media_repository m" not in plan
 
     def test_may_hold_anything(self, synapse_database: SynapseDatabase, database: SynapseDb) -> None:
         nasty = "'; DROP TABLE local_media_repository; -- %s ? \\ \" é 😀"
@@ -376,22 +425,10 @@ class TestTheDatabase:
     @pytest.mark.parametrize("method", ["unused_before", "media_in_path_order"])
     def test_does_not_show_in_memory_however_large_it_is(self, synapse_database: SynapseDatabase, method: str) -> None:
         number = 200_000
-        numbers = (
-            f"generate_series(1, {number}) AS n(x)"
-            if synapse_database.is_postgres
-            else f"(WITH RECURSIVE n(x) AS (SELECT 1 UNION ALL SELECT x + 1 FROM n WHERE x < {number}) SELECT x FROM n)"
-        )
-        # In no order, and no two alike.
-        identifier = "'abcdefghijklmnopqrstuvwxyz' || CAST((x * 7919) & 1048575 AS TEXT)"
-        synapse_database.execute(
-            f"""
-            INSERT INTO remote_media_cache (media_origin, media_id, filesystem_id, media_length, created_ts)
-            SELECT 'media.example.org', {identifier}, {identifier}, 1, x FROM {numbers}
-            """
-        )
+        add_many(synapse_database, number)
         growth, rows = self.memory_of_a_stream(synapse_database.arguments, method)
         assert rows == number
-        # All rows at once take more than 60 MiB in Python, and 20 MiB in libpq.
+        # Half of them are local. All rows at once take more than 60 MiB in Python, and 20 MiB in libpq.
         assert growth < 12 << 20
 
     @staticmethod
