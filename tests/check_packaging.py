@@ -35,7 +35,8 @@ def main() -> None:
     [sdist], [wheel] = distributions.glob("*.tar.gz"), distributions.glob("*.whl")
     run(sys.executable, "-m", "twine", "check", "--strict", sdist, wheel)
 
-    expected = {"s3_storage_provider.py"}
+    name, version = wheel.name.split("-")[:2]
+    expected = {"s3_storage_provider.py", f"{name}-{version}.data/scripts/s3_media_upload"}
     for package in PACKAGES:
         files = (path for path in (ROOT / package).rglob("*") if path.is_file() and path.suffix != ".pyc")
         expected |= {path.relative_to(ROOT).as_posix() for path in files}
@@ -44,7 +45,8 @@ def main() -> None:
     with tarfile.open(sdist) as archive:
         members = {member.name.partition("/")[2] for member in archive if member.isfile()}
     tests = {path.relative_to(ROOT).as_posix() for path in (ROOT / "tests").rglob("*.py")}
-    report("sdist", expected | tests | {"LICENSE", "tox.ini"}, members, exactly=False)
+    sources = {path.replace(f"{name}-{version}.data/", "") for path in expected}
+    report("sdist", sources | tests | {"LICENSE", "tox.ini"}, members, exactly=False)
 
     environment = directory / "venv"
     venv.create(environment, clear=True, with_pip=True)
@@ -53,6 +55,7 @@ def main() -> None:
     run(python, "-m", "pip", "check")
     # Isolated and elsewhere, so that the checkout cannot stand in for what is not installed.
     run(python, "-I", "-W", "error", "-c", INSTALLED_CHECK, cwd=directory)
+    run(environment / "bin" / "s3_media_upload", "sync", "--help", cwd=directory)
     print(f"{wheel.name}: built, checked, installed and imported")
 
 
