@@ -38,7 +38,7 @@ from storage_provider.media_store import (
 )
 from storage_provider.settings import ProviderSettings
 from storage_provider.synapse_db import DatabaseArguments, SynapseDb, SynapseDbError, connect
-from storage_provider.transfers import Bandwidth, BucketFails, Verify
+from storage_provider.transfers import Bandwidth, BucketFails, Failed, Verify
 
 _Command = TypeVar("_Command", bound=Callable[..., Any])
 
@@ -527,7 +527,7 @@ def _offload(
         with run.output.bar(total) as bar:
             for event in job.run():
                 summary.add(event)
-                if isinstance(event, offload.Failed):
+                if isinstance(event, Failed):
                     complain(f"failed: {event.path}: {event.reason}")
                 elif isinstance(event, offload.Uploaded):
                     bar.set_postfix_str(humanize.naturalsize(summary.uploaded_bytes, gnu=True), refresh=False)
@@ -564,7 +564,7 @@ class _Summary:
         elif isinstance(event, offload.MediaDone):
             self.uploaded_media += event.uploaded_files > 0
             self.deleted_media += event.deleted_files > 0
-        elif isinstance(event, offload.Failed):
+        elif isinstance(event, Failed):
             self.failed += 1
         else:
             self.kept += 1

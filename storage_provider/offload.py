@@ -30,6 +30,7 @@ from storage_provider.synapse_db import MediaFacts, SynapseDb
 from storage_provider.transfers import (
     Bandwidth,
     Digest,
+    Failed,
     Failures,
     FileChanged,
     Stopped,
@@ -40,7 +41,7 @@ from storage_provider.transfers import (
     upload,
 )
 
-_Job = TypeVar("_Job")
+_Item = TypeVar("_Item")
 _Result = TypeVar("_Result")
 
 _MEDIA_IN_A_ROUND = 1000
@@ -67,14 +68,6 @@ class Deleted:
 @dataclass(frozen=True)
 class Kept:
     """A file was left where it is, for a reason that is no failure."""
-
-    path: str
-    reason: str
-
-
-@dataclass(frozen=True)
-class Failed:
-    """Something could not be done with a file; nothing was lost."""
 
     path: str
     reason: str
@@ -118,6 +111,9 @@ class _Media:
     deleted: int = 0
 
 
+_Job = tuple[_Media, _File]
+
+
 @dataclass(frozen=True)
 class _Difference:
     """File and object are not the same."""
@@ -157,8 +153,7 @@ class Offload:
         self._left = self.limit
         self._listings = {root: ListingCursor(self.backend, root) for root in MEDIA_ROOTS}
         with ThreadPoolExecutor(self.workers, thread_name_prefix="transfer") as threads:
-            rounds = self._rounds()
-            for entry in rounds:
+            for entry in self._rounds():
                 if isinstance(entry, Failed):
                     yield entry
                     continue
@@ -235,7 +230,7 @@ class Offload:
         for _, file in files:
             self._look_up(file)
         differing: list[tuple[_Media, _File, _Difference]] = []
-        for (media, file), outcome in self._at_once(threads, files, lambda job: self._send(job[1])):
+        for (media, file), outcome in self._at_once(threads, files, self._send):
             if isinstance(outcome, _Difference):
                 differing.append((media, file, outcome))
             elif isinstance(outcome, Uploaded):
@@ -298,7 +293,7 @@ class Offload:
             else:
                 file.recorded = self.cache.proof(file.path)
         differing: list[tuple[_Media, _File, _Difference]] = []
-        for (media, file), outcome in self._at_once(threads, files, lambda job: self._prove_one(job[1])):
+        for (media, file), outcome in self._at_once(threads, files, self._prove_one):
             if isinstance(outcome, _Difference):
                 differing.append((media, file, outcome))
             elif isinstance(outcome, str):
@@ -330,18 +325,11 @@ class Offload:
     def _cheap_proof(self, file: _File, info: ObjectInfo) -> str | None:
         if file.sent is not None and info.etag and info.etag == file.sent.etag:
             return "put"
-        recorded = file.recorded
-        if (
-            recorded is not None
-            and info.etag
-            and (recorded.etag, recorded.size, recorded.mtime_ns)
-            == (
-                info.etag,
-                info.size,
-                file.state.mtime_ns,
-            )
-        ):
-            return recorded.how
+        known = file.recorded
+        if known is not None and info.etag:
+            now = (info.etag, info.size, file.state.mtime_ns)
+            if (known.etag, known.size, known.mtime_ns) == now:
+                return known.how
         return "etag" if etag_proves(self.store, file.path, info) else None
 
     def _record(self, file: _File, info: ObjectInfo, how: How) -> None:
@@ -387,35 +375,33 @@ class Offload:
     # --- many at once ---
 
     def _at_once(
-        self, threads: ThreadPoolExecutor, jobs: Iterable[_Job], work: Callable[[_Job], _Result]
+        self, threads: ThreadPoolExecutor, jobs: Iterable[_Job], work: Callable[[_File], _Result]
     ) -> Iterator[tuple[_Job, _Result | Failed | None]]:
         """The results as they come, failures among them; None for what was not begun before the end."""
 
-        def run(job: _Job) -> _Result | Failed | None:
-            if self._must_end():
-                return None
-            return work(job)
+        def run(file: _File) -> _Result | None:
+            return None if self._must_end() else work(file)
 
-        running: dict[Future[_Result | Failed | None], _Job] = {threads.submit(run, job): job for job in jobs}
+        running = {threads.submit(run, file): (media, file) for media, file in jobs}
         try:
             for future in as_completed(running):
-                job = running[future]
-                yield job, self._result(job, future)
+                media, file = running[future]
+                outcome = self._result(file, future)
+                yield (media, file), outcome
         finally:
             for future in running:
                 future.cancel()
 
-    def _result(self, job: object, future: Future[_Result | Failed | None]) -> _Result | Failed | None:
-        path = job[1].path if isinstance(job, tuple) and isinstance(job[1], _File) else ""
+    def _result(self, file: _File, future: Future[_Result | None]) -> _Result | Failed | None:
         try:
             result = future.result()
         except Stopped:
             return None
         except BackendError as error:
             self._failures.count(error)
-            return Failed(path, _reason(error))
+            return Failed(file.path, _reason(error))
         except (FileChanged, OSError) as error:
-            return Failed(path, _reason(error))
+            return Failed(file.path, _reason(error))
         self._failures.forget()
         return result
 
@@ -450,7 +436,7 @@ def forget_absent(cache: CacheDb, database: SynapseDb) -> None:
         cache.forget(row for row in rows if (row.origin, row.media_id) not in present)
 
 
-def _in_batches(items: Iterable[_Job]) -> Iterator[list[_Job]]:
+def _in_batches(items: Iterable[_Item]) -> Iterator[list[_Item]]:
     remaining = iter(items)
     while batch := list(itertools.islice(remaining, _MEDIA_IN_A_ROUND)):
         yield batch

@@ -14,7 +14,7 @@ from backends.errors import BackendError, ObjectNotFound
 from storage_provider.media_store import MediaStore, UnsafePath, content_path, thumbnail_directory
 from storage_provider.settings import LocalCacheSettings, ProviderSettings
 from storage_provider.synapse_db import StoredMedia, SynapseDb
-from storage_provider.transfers import Bandwidth, Damaged, Failures, NoLongerWanted, Stopped, download
+from storage_provider.transfers import Bandwidth, Damaged, Failed, Failures, NoLongerWanted, Stopped, download
 
 _FILES_IN_A_ROUND = 1000
 
@@ -32,14 +32,6 @@ class Missing:
     """The database knows it, the bucket has it not."""
 
     path: str
-
-
-@dataclass(frozen=True)
-class Failed:
-    """It could not be fetched."""
-
-    path: str
-    reason: str
 
 
 Event = Restored | Missing | Failed

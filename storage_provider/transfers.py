@@ -24,6 +24,14 @@ _PART_SIZES = (8 << 20, 5 << 20)
 _FAILURES_IN_A_ROW = 20
 
 
+@dataclass(frozen=True)
+class Failed:
+    """Something could not be done with a file; nothing was lost."""
+
+    path: str
+    reason: str
+
+
 class FileChanged(Exception):
     """The file was changed, or vanished, while it was in use."""
 

@@ -21,16 +21,9 @@ from hypothesis import strategies as st
 from storage_provider import cache_db
 from storage_provider.cache_db import CacheDb, CacheDbError, CachedMedia, Kind, Proof
 from storage_provider.media_store import Media, content_path, thumbnail_directory
+from tests.jobs.old_cache import OLD_SCHEMA
 
-# What s3_media_upload of synapse-s3-storage-provider 1.7.0 makes, and does with it.
-OLD_SCHEMA = """
-    CREATE TABLE IF NOT EXISTS media (
-        origin TEXT NOT NULL, media_id TEXT NOT NULL, filesystem_id TEXT NOT NULL, type TEXT NOT NULL,
-        known_deleted BOOLEAN NOT NULL
-    );
-    CREATE UNIQUE INDEX IF NOT EXISTS media_id_idx ON media(origin, media_id);
-    CREATE INDEX IF NOT EXISTS deleted_idx ON media(known_deleted);
-"""
+# What s3_media_upload of synapse-s3-storage-provider 1.7.0 does with it.
 OLD_INSERT = "INSERT OR IGNORE INTO media (origin, media_id, filesystem_id, type, known_deleted) VALUES (?, ?, ?, ?, ?)"
 OLD_MARK = "UPDATE media SET known_deleted = ? WHERE origin = ? AND media_id = ?"
 OLD_LIST = "SELECT origin, media_id, filesystem_id, type FROM media WHERE NOT known_deleted"

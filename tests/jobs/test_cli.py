@@ -32,17 +32,10 @@ from tests.jobs.media_site import (
     now_ms,
     open_site,
 )
+from tests.jobs.old_cache import OLD_SCHEMA
 from tests.provider.fault_proxy import puts
 from tests.servers import S3Server, make_bucket
 
-OLD_SCHEMA = """
-    CREATE TABLE IF NOT EXISTS media (
-        origin TEXT NOT NULL, media_id TEXT NOT NULL, filesystem_id TEXT NOT NULL, type TEXT NOT NULL,
-        known_deleted BOOLEAN NOT NULL
-    );
-    CREATE UNIQUE INDEX IF NOT EXISTS media_id_idx ON media(origin, media_id);
-    CREATE INDEX IF NOT EXISTS deleted_idx ON media(known_deleted);
-"""
 SSE_KEY = "0123456789abcdefABCDEF0123456789"
 
 
