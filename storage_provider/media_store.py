@@ -17,6 +17,7 @@ import uuid
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from types import TracebackType
 from typing import BinaryIO, TypeVar
 
 MEDIA_ROOTS = ("local_content/", "local_thumbnails/", "remote_content/", "remote_thumbnail/")
@@ -275,30 +276,17 @@ class MediaStore:
     def create(self, path: str, mtime: float | None = None) -> Iterator[BinaryIO]:
         """A temporary file that is put in place, whole, when the block ends without an error.
 
-        It is on the disk before it gets its name, and never replaces a file: raises
-        `FileExistsError` where there is one. What root creates belongs to the owner of the store.
+        Raises `FileExistsError` where there is a file already: it never replaces one.
         """
-        *directories, name = _checked(path)
-        with (
-            self._directory((OWN_DIRECTORY, "tmp"), make=True) as temporary,
-            _locked_file(temporary) as (file, own_name),
-        ):
-            yield file
-            file.flush()
-            if mtime is not None:
-                os.utime(file.fileno(), (mtime, mtime))
-            os.fsync(file.fileno())
-            self._adopt(file.fileno())
-            for attempt in range(_PLACE_ATTEMPTS):
-                try:
-                    with self._directory(directories, make=True) as parent:
-                        os.link(own_name, name, src_dir_fd=temporary, dst_dir_fd=parent, follow_symlinks=False)
-                    return
-                except FileNotFoundError:
-                    if attempt == _PLACE_ATTEMPTS - 1:
-                        raise
-                except FileExistsError:
-                    raise FileExistsError(errno.EEXIST, "there is such a file already", path) from None
+        _checked(path)
+        with self.temporary_file() as temporary:
+            yield temporary.file
+            temporary.place(path, mtime)
+
+    def temporary_file(self) -> TemporaryFile:
+        """A new file that has no place in the store yet."""
+        with self._directory((OWN_DIRECTORY, "tmp"), make=True) as directory:
+            return TemporaryFile(self, *_locked_file(directory))
 
     def remove_stale_temporary_files(self) -> int:
         """Remove what a process that was killed has left behind; the number of files."""
@@ -381,6 +369,59 @@ class MediaStore:
             owner = self.root.stat()
             with contextlib.suppress(PermissionError):  # as NFS answers
                 os.fchown(descriptor, owner.st_uid, owner.st_gid)
+
+
+class TemporaryFile:
+    """A file that becomes a part of the store when it is whole, or nothing at all.
+
+    It is locked while it is open, so that what a killed process leaves behind can be told from what
+    another one still writes. A context manager that discards it at the end; what was put in place stays.
+    """
+
+    def __init__(self, store: MediaStore, file: BinaryIO, name: str) -> None:
+        self.file = file
+        self._store = store
+        self._name = name
+
+    def place(self, path: str, mtime: float | None = None) -> FileState:
+        """Give the file its name in the store, after all of it is on the disk; returns its state.
+
+        Raises `FileExistsError` where there is a file already. What root creates belongs to the
+        owner of the store. The file stays open, and readable by its descriptor.
+        """
+        *directories, name = _checked(path)
+        self.file.flush()
+        if mtime is not None:
+            os.utime(self.file.fileno(), (mtime, mtime))
+        os.fsync(self.file.fileno())
+        self._store._adopt(self.file.fileno())
+        with self._store._directory((OWN_DIRECTORY, "tmp")) as temporary:
+            for _ in range(_PLACE_ATTEMPTS):
+                try:
+                    with self._store._directory(directories, make=True) as parent:
+                        os.link(self._name, name, src_dir_fd=temporary, dst_dir_fd=parent, follow_symlinks=False)
+                    return FileState.of(self.file)
+                except FileNotFoundError:
+                    continue
+                except FileExistsError:
+                    raise FileExistsError(errno.EEXIST, "there is such a file already", path) from None
+        raise FileNotFoundError(errno.ENOENT, "its directory is removed again and again", path)
+
+    def discard(self) -> None:
+        """Close the file, and forget what has not been put in place; may be called twice."""
+        if self.file.closed:
+            return
+        with contextlib.suppress(OSError), self._store._directory((OWN_DIRECTORY, "tmp")) as temporary:
+            os.unlink(self._name, dir_fd=temporary)
+        self.file.close()
+
+    def __enter__(self) -> TemporaryFile:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.discard()
 
 
 _STAMP = "offloaded_before"
@@ -486,23 +527,20 @@ def _walk(directory: int, path: str, levels: tuple[int | None, ...]) -> Iterator
             os.close(inner)
 
 
-@contextlib.contextmanager
-def _locked_file(directory: int) -> Iterator[tuple[BinaryIO, str]]:
-    """A new file, locked while it is in use and gone afterwards."""
+def _locked_file(directory: int) -> tuple[BinaryIO, str]:
+    """A new file that is locked as long as it is open, and its name."""
     while True:
         name = f"{os.getpid()}-{uuid.uuid4().hex}"
         file = os.fdopen(os.open(name, _NEW, 0o666, dir_fd=directory), "w+b")
-        with file:
+        try:
             # Between the two calls somebody may have taken it for a stale one.
             fcntl.flock(file, fcntl.LOCK_EX)
-            if os.fstat(file.fileno()).st_nlink == 0:
-                continue
-            try:
-                yield file, name
-            finally:
-                with contextlib.suppress(FileNotFoundError):
-                    os.unlink(name, dir_fd=directory)
-            return
+            if os.fstat(file.fileno()).st_nlink:
+                return file, name
+        except BaseException:
+            file.close()
+            raise
+        file.close()
 
 
 @contextlib.contextmanager
