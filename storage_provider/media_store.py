@@ -386,26 +386,43 @@ class TemporaryFile:
     def place(self, path: str, mtime: float | None = None) -> FileState:
         """Give the file its name in the store, after all of it is on the disk; returns its state.
 
-        Raises `FileExistsError` where there is a file already. What root creates belongs to the
-        owner of the store. The file stays open, and readable by its descriptor.
+        Raises `FileExistsError` where there is a file already. The file stays open.
         """
-        *directories, name = _checked(path)
+        for _ in range(_PLACE_ATTEMPTS):
+            self.prepare(path, mtime)
+            with contextlib.suppress(FileNotFoundError):
+                return self.link(path)
+        raise FileNotFoundError(errno.ENOENT, "its directory is removed again and again", path)
+
+    def prepare(self, path: str, mtime: float | None = None) -> None:
+        """Do the slow part of `place`: bring the content to the disk, and make the directories.
+
+        What root creates belongs to the owner of the store.
+        """
+        *directories, _ = _checked(path)
         self.file.flush()
         if mtime is not None:
             os.utime(self.file.fileno(), (mtime, mtime))
         os.fsync(self.file.fileno())
         self._store._adopt(self.file.fileno())
-        with self._store._directory((OWN_DIRECTORY, "tmp")) as temporary:
-            for _ in range(_PLACE_ATTEMPTS):
-                try:
-                    with self._store._directory(directories, make=True) as parent:
-                        os.link(self._name, name, src_dir_fd=temporary, dst_dir_fd=parent, follow_symlinks=False)
-                    return FileState.of(self.file)
-                except FileNotFoundError:
-                    continue
-                except FileExistsError:
-                    raise FileExistsError(errno.EEXIST, "there is such a file already", path) from None
-        raise FileNotFoundError(errno.ENOENT, "its directory is removed again and again", path)
+        with self._store._directory(directories, make=True):
+            pass
+
+    def link(self, path: str) -> FileState:
+        """Do the rest of `place`, which takes microseconds and is all or nothing.
+
+        Raises `FileNotFoundError` where a directory has been removed since `prepare`.
+        """
+        *directories, name = _checked(path)
+        with (
+            self._store._directory((OWN_DIRECTORY, "tmp")) as temporary,
+            self._store._directory(directories) as parent,
+        ):
+            try:
+                os.link(self._name, name, src_dir_fd=temporary, dst_dir_fd=parent, follow_symlinks=False)
+            except FileExistsError:
+                raise FileExistsError(errno.EEXIST, "there is such a file already", path) from None
+        return FileState.of(self.file)
 
     def discard(self) -> None:
         """Close the file, and forget what has not been put in place; may be called twice."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from http import HTTPStatus
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
@@ -17,14 +18,17 @@ from synapse.module_api.errors import ConfigError
 from twisted.python.threadpool import ThreadPool
 
 from backends import open_backend
-from backends.base import ObjectReader
-from backends.errors import BackendError, ObjectNotFound, SettingsError
+from backends.errors import BackendError, SettingsError
 from backends.selection import choose_backend
 from storage_provider.complaints import Complaints
+from storage_provider.downloads import Downloads, Threads
+from storage_provider.known_media import KnownMedia, database_arguments
+from storage_provider.media_store import MediaStore
 from storage_provider.responder import ChunkResponder
+from storage_provider.restoring import bytes_to_leave
 from storage_provider.settings import ProviderSettings
-from storage_provider.sources import CHUNK_BYTES, BucketSource, BytesSource, ChunkSource
 from storage_provider.startup_check import Problem, find_problem
+from storage_provider.transfers import Digest
 from storage_provider.uploaded_files import UploadedFiles
 from storage_provider.uploads_in_flight import UploadsInFlight
 
@@ -52,13 +56,16 @@ class S3StorageProviderBackend(StorageProvider):
         self._settings = settings
         self._module_api = hs.get_module_api()
         self._reactor = hs.get_reactor()
-        self._media_store = Path(hs.config.media.media_store_path)
+        self._hs = hs
+        self._store = MediaStore(Path(hs.config.media.media_store_path))
         self._backend = open_backend(settings)
         self._problem: Problem | None = None
         self._complaints = Complaints()
         self._uploads = UploadsInFlight(self._reactor)
-        self._files = UploadedFiles(self._media_store)
-        if not _keeps_local_files(hs):
+        self._files = UploadedFiles(self._store.root)
+        keeps_local_files = _keeps_local_files(hs)
+        self._reads_through = keeps_local_files and (settings.local_cache is None or settings.local_cache.read_through)
+        if not keeps_local_files:
             self._files.follow(self._module_api)
             if hs.config.media.dynamic_thumbnails:
                 logger.warning(
@@ -70,6 +77,16 @@ class S3StorageProviderBackend(StorageProvider):
         self._download_threads = self._start_threads("s3-media-download", half)
         self._upload_threads = self._start_threads("s3-media-upload", quarter)
         self._read_threads = self._start_threads("s3-media-read", settings.threadpool_size - half - quarter)
+        self._background_threads = self._start_threads("s3-media-background", quarter)
+        self._known_media = KnownMedia(database_arguments(hs), self._accessed_media_ids)
+        self._downloads = Downloads(
+            self._module_api,
+            self._reactor,
+            self._backend,
+            self._store,
+            Threads(self._read_threads, self._download_threads, self._background_threads),
+            may_keep=self._may_keep,
+        )
         self._at_shutdown("before", self._uploads.wait)
         self._at_shutdown("during", self._stop)
         self._announce()
@@ -91,7 +108,7 @@ class S3StorageProviderBackend(StorageProvider):
     async def store_file(self, path: str, file_info: FileInfo) -> None:
         """Send a new file to the bucket; returns when it is there."""
         # Opened before the first await: without local storage Synapse may delete the file right after it.
-        with self._files.open(path, file_info) as body, self._uploads.one():
+        with self._files.open(path, file_info) as body, self._uploads.one(), self._downloads.paths.used(path):
             self._refuse_while_media_is_hidden()
             with self._as_synapse_error():
                 await self._module_api.defer_to_threadpool(self._upload_threads, self._put, path, body)
@@ -100,15 +117,16 @@ class S3StorageProviderBackend(StorageProvider):
         """A response with the object's content, or None where there is no such object."""
         self._refuse_while_media_is_hidden()
         with self._as_synapse_error():
-            opened = await self._module_api.defer_to_threadpool(self._read_threads, self._open, path)
-        if opened is None:
+            source = await self._downloads.fetch(path)
+        if source is None:
             return None
-        source: ChunkSource
-        if isinstance(opened, bytes):
-            source = BytesSource(opened)
-        else:
-            source = BucketSource(self._module_api, self._download_threads, self._backend, opened)
-        return ChunkResponder(self._reactor, source, self._media_store / path, self._as_synapse_error)
+        return ChunkResponder(
+            self._reactor,
+            source,
+            self._store.root / path,
+            self._as_synapse_error,
+            on_taken=partial(self._downloads.paths.end, path),
+        )
 
     async def delete(self, path: str, file_info: FileInfo) -> None:
         """Remove the object, where the settings allow it; one that is not there counts as removed.
@@ -127,16 +145,18 @@ class S3StorageProviderBackend(StorageProvider):
         self._backend.put(path, body, size)
         logger.debug("Stored %s (%d bytes)", path, size)
 
-    def _open(self, path: str) -> bytes | ObjectReader | None:
-        """Small objects whole, so that their connection is free at once; larger ones as a reader."""
-        try:
-            reader = self._backend.open(path)
-        except ObjectNotFound:
-            return None
-        if reader.info.size > CHUNK_BYTES:
-            return reader
-        with reader:
-            return reader.read(CHUNK_BYTES)
+    def _may_keep(self, path: str, digest: Digest) -> bool:
+        """Whether a file that was downloaded may stay in the media store."""
+        if not self._reads_through:
+            return False
+        free, _ = self._store.free_space()
+        return free >= bytes_to_leave(self._settings, self._store) and self._known_media.has(path, digest)
+
+    def _accessed_media_ids(self, origin: str) -> list[str]:
+        """The media of a server that was accessed in the last minute, which the database does not know yet."""
+        # As a list at once: the reactor's thread goes on changing it.
+        accessed = list(self._hs.get_media_repository().recently_accessed_remotes)
+        return [media_id for server, media_id in accessed if server == origin]
 
     def _delete(self, path: str) -> None:
         for failure in self._backend.delete([path]):
@@ -193,9 +213,11 @@ class S3StorageProviderBackend(StorageProvider):
             logger.error("Media storage: %s", problem.text)
 
     def _stop(self) -> None:
+        self._downloads.paths.close()
         self._backend.close()
-        for threads in (self._read_threads, self._upload_threads, self._download_threads):
+        for threads in (self._read_threads, self._upload_threads, self._download_threads, self._background_threads):
             threads.stop()
+        self._known_media.close()
 
     # --- errors ---
 

@@ -27,29 +27,37 @@ _STALLED_SECONDS = 90
 class ChunkResponder(Responder):
     """A response made of a source's chunks, which is closed with the response.
 
-    `local_copy` is where Synapse keeps the file when it asks for a copy of its own, to make
-    thumbnails of: a copy that stays short is removed, as it would be served for ever. Nothing has
-    been answered then, so errors of the bucket are told to the client within `copy_errors`.
+    `local_path` is where the file belongs in the media store. Where Synapse makes a copy there, to make
+    thumbnails of it, the whole file is put in its place instead. Nothing has been answered then, so
+    errors of the bucket are told to the client within `copy_errors`. `on_taken` is called once, as
+    soon as the response has been written, or left without that.
     """
 
     def __init__(
         self,
         reactor: IReactorTime,
         source: ChunkSource,
-        local_copy: Path,
+        local_path: Path,
         copy_errors: Callable[[], AbstractContextManager[None]] = nullcontext,
+        on_taken: Callable[[], None] = lambda: None,
     ) -> None:
         self._reactor = reactor
         self._source = source
-        self._local_copy = local_copy
+        self._local_path = local_path
         self._copy_errors = copy_errors
+        self._on_taken: Callable[[], None] | None = on_taken
 
     async def write_to_consumer(self, consumer: IConsumer) -> None:
-        feed = _Feed(cast(_Consumer, consumer))
         if isinstance(consumer, BackgroundFileConsumer):
             with self._copy_errors():
-                await self._send_copy(feed, consumer)
+                if _file_name(consumer) == self._local_path:
+                    await self._put_in_place(consumer)
+                else:
+                    self._take()
+                    await self._send_copy(consumer)
             return
+        self._take()
+        feed = _Feed(cast(_Consumer, consumer))
         try:
             await self._send(feed)
         except BaseException as error:
@@ -60,8 +68,20 @@ class ChunkResponder(Responder):
         finally:
             feed.finish()
 
-    async def _send_copy(self, feed: _Feed, consumer: BackgroundFileConsumer) -> None:
+    async def _put_in_place(self, consumer: BackgroundFileConsumer) -> None:
+        """Put the whole file where Synapse has begun to write a copy, and let it find that done."""
+        # Synapse has opened it in this very turn; nobody has seen that it is empty.
+        self._local_path.unlink(missing_ok=True)
+        self._take()
+        try:
+            await self._source.put_in_place()
+        finally:
+            # Not before: a consumer with a producer holds one of Synapse's threads.
+            _Feed(cast(_Consumer, consumer)).finish()
+
+    async def _send_copy(self, consumer: BackgroundFileConsumer) -> None:
         """Send to a file, which is written behind our back by a thread that a full disk may end at any time."""
+        feed = _Feed(cast(_Consumer, consumer))
         with PreserveLoggingContext():
             consumer.wait().addBoth(feed.consumer_ended)
         try:
@@ -69,7 +89,6 @@ class ChunkResponder(Responder):
             await consumer.wait()
         except BaseException as error:
             feed.finish()
-            self._local_copy.unlink(missing_ok=True)
             if isinstance(error, Exception):
                 # Where the thread has failed as well, somebody must take its error, or it is logged as unhandled.
                 with contextlib.suppress(Exception):
@@ -90,6 +109,18 @@ class ChunkResponder(Responder):
         trace: TracebackType | None,
     ) -> None:
         self._source.close()
+        self._take()
+
+    def _take(self) -> None:
+        on_taken, self._on_taken = self._on_taken, None
+        if on_taken is not None:
+            on_taken()
+
+
+def _file_name(consumer: Any) -> Path | None:
+    """The file that a `BackgroundFileConsumer` writes (Synapse 1.163); None where it does not tell."""
+    name = getattr(getattr(consumer, "_file_obj", None), "name", None)
+    return Path(name) if isinstance(name, str) else None
 
 
 def _abort(consumer: Any) -> None:

@@ -11,7 +11,7 @@ import pytest
 from tests.provider.conftest import REAL, OpenSite
 from tests.provider.fault_proxy import puts
 from tests.provider.pictures import png
-from tests.provider.site import Site, Task
+from tests.provider.site import Site, Task, eventually
 
 SPAM = "this is what the test module takes for spam"
 
@@ -40,7 +40,8 @@ def site(diskless_site: Site) -> Site:
 
 
 def assert_disk_is_empty(site: Site, temporary: Path) -> None:
-    assert site.homeserver.local_files() == []
+    # What was downloaded is removed behind the answer.
+    eventually("nothing is left on the disk", lambda: not site.homeserver.local_files())
     assert list(temporary.iterdir()) == []
 
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, cast
 
@@ -11,7 +12,7 @@ import pytest
 from synapse.logging.context import SENTINEL_CONTEXT, current_context
 from synapse.media._base import ConsumerRequestedStopError
 from synapse.util.file_consumer import BackgroundFileConsumer
-from twisted.internet.defer import Deferred, ensureDeferred
+from twisted.internet.defer import CancelledError, Deferred, ensureDeferred
 from twisted.internet.task import Clock
 from twisted.python.failure import Failure
 
@@ -29,6 +30,7 @@ class ListedChunks:
         self._chunks: Iterator[bytes | Exception | Deferred[bytes]] = iter(chunks)
         self.reads = 0
         self.closed = 0
+        self.placed: Deferred[None] = Deferred()
 
     async def read(self) -> bytes:
         self.reads += 1
@@ -36,6 +38,9 @@ class ListedChunks:
         if isinstance(chunk, Exception):
             raise chunk
         return await chunk if isinstance(chunk, Deferred) else chunk
+
+    async def put_in_place(self) -> None:
+        await self.placed
 
     def close(self) -> None:
         self.closed += 1
@@ -79,9 +84,15 @@ class Client:
             self.producer.stopProducing()
 
 
-def send(source: ListedChunks, client: Any, clock: Clock | None = None, copy: Path | None = None) -> Deferred[Any]:
+def send(
+    source: ListedChunks,
+    client: Any,
+    clock: Clock | None = None,
+    local_path: Path = Path("/no/such/file"),
+    on_taken: Callable[[], None] = lambda: None,
+) -> Deferred[Any]:
     """Sends as Synapse does: within the responder's context."""
-    responder = ChunkResponder(cast(Any, clock or Clock()), source, copy or Path("/no/such/copy"))
+    responder = ChunkResponder(cast(Any, clock or Clock()), source, local_path, on_taken=on_taken)
 
     async def respond() -> None:
         with responder:
@@ -250,12 +261,23 @@ def test_a_client_whose_connection_is_gone_needs_no_end() -> None:
     assert client.unregistered == 1
 
 
-def test_a_response_that_is_never_sent_closes_its_source() -> None:
-    source = ListedChunks(*CHUNKS)
-    with ChunkResponder(cast(Any, Clock()), source, Path("/no/such/copy")):
-        pass
+def test_a_response_that_is_never_sent_closes_its_source_and_counts_as_taken() -> None:
+    source, taken = ListedChunks(*CHUNKS), Counter[str]()
+    with ChunkResponder(cast(Any, Clock()), source, Path("/no/such/file"), on_taken=lambda: taken.update(["once"])):
+        assert not taken
     assert source.closed == 1
     assert source.reads == 0
+    assert taken["once"] == 1
+
+
+def test_a_response_counts_as_taken_once_as_soon_as_it_is_sent() -> None:
+    taken = Counter[str]()
+    client = Client(pause_after=1)
+    sending = send(ListedChunks(*CHUNKS), client, on_taken=lambda: taken.update(["once"]))
+    assert taken["once"] == 1
+    client.producer.resumeProducing()
+    assert_done(sending)
+    assert taken["once"] == 1
 
 
 # --- Synapse's own copy, which a thread of the reactor's pool writes ---
@@ -278,6 +300,10 @@ class Pool:
                 on_result(True, result)
 
         self._work.append(run)
+
+    @property
+    def has_work(self) -> bool:
+        return bool(self._work)
 
     def begin(self) -> None:
         for work in self._work:
@@ -344,39 +370,68 @@ def copy(tmp_path: Path) -> Path:
     return tmp_path / "copy"
 
 
-def test_a_copy_for_synapse_is_whole_when_the_sending_ends(reactor: Reactor, copy: Path) -> None:
+def test_where_synapse_begins_a_copy_the_whole_file_is_put_in_its_place(reactor: Reactor, copy: Path) -> None:
+    source, there_when_taken = ListedChunks(), list[bool]()
+    consumer = BackgroundFileConsumer(copy.open("wb"), cast(Any, reactor))
+    sending = send(source, consumer, reactor, copy, on_taken=lambda: there_when_taken.append(copy.exists()))
+    # Nobody shall take Synapse's empty file for the content.
+    assert there_when_taken == [False]
+    assert not sending.called
+    copy.write_bytes(b"whole")
+    source.placed.callback(None)
+    reactor.pool.begin()
+    assert_done(sending)
+    reactor.run_until(consumer.wait())
+    assert copy.read_bytes() == b"whole"
+    assert source.reads == 0
+
+
+def test_a_copy_holds_none_of_synapses_threads_while_the_file_is_on_its_way(reactor: Reactor, copy: Path) -> None:
+    consumer = BackgroundFileConsumer(copy.open("wb"), cast(Any, reactor))
+    sending = send(ListedChunks(), consumer, reactor, copy)
+    assert not reactor.pool.has_work
+    sending.cancel()
+    assert isinstance(failure(sending), CancelledError)
+    reactor.pool.begin()
+    reactor.run_until(consumer.wait())
+
+
+def test_a_file_that_cannot_be_put_in_its_place_ends_the_copy_with_that_error(reactor: Reactor, copy: Path) -> None:
+    source = ListedChunks()
+    file = copy.open("wb")
+    sending = send(source, BackgroundFileConsumer(file, cast(Any, reactor)), reactor, copy)
+    source.placed.errback(BROKEN)
+    assert failure(sending) is BROKEN
+    reactor.pool.begin()
+    for thread in reactor.threads:
+        thread.join(30)
+    assert file.closed
+    assert not copy.exists()
+
+
+def test_a_copy_elsewhere_is_whole_when_the_sending_ends(reactor: Reactor, copy: Path) -> None:
     consumer = BackgroundFileConsumer(copy.open("wb"), cast(Any, reactor))
     chunks = [bytes([number]) * 1000 for number in range(20)]
-    sending = send(ListedChunks(*chunks), consumer, reactor, copy)
+    sending = send(ListedChunks(*chunks), consumer, reactor)
     reactor.pool.begin()
     reactor.run_until(sending)
     assert_done(sending)
     assert copy.read_bytes() == b"".join(chunks)
 
 
-def test_a_copy_that_stays_short_is_removed(reactor: Reactor, copy: Path) -> None:
+def test_a_copy_elsewhere_that_stays_short_ends_with_an_error(reactor: Reactor, copy: Path) -> None:
     consumer = BackgroundFileConsumer(copy.open("wb"), cast(Any, reactor))
-    sending = send(ListedChunks(b"one", BROKEN), consumer, reactor, copy)
+    sending = send(ListedChunks(b"one", BROKEN), consumer, reactor)
     reactor.pool.begin()
     reactor.run_until(sending)
-    assert failure(sending) is not None
-    assert not copy.exists()
+    assert failure(sending) is BROKEN
 
 
-def test_a_copy_for_which_the_disk_has_no_room_is_removed(reactor: Reactor, copy: Path) -> None:
+@pytest.mark.parametrize("count", [3, 20])
+def test_a_disk_that_is_full_ends_a_copy_elsewhere(reactor: Reactor, copy: Path, count: int) -> None:
     consumer = BackgroundFileConsumer(cast(Any, FullDisk(copy, writes=1)), cast(Any, reactor))
-    sending = send(ListedChunks(*CHUNKS), consumer, reactor, copy)
+    sending = send(ListedChunks(*[b"chunk"] * count), consumer, reactor)
+    assert not sending.called  # nobody writes yet
     reactor.pool.begin()
     reactor.run_until(sending)
     assert isinstance(failure(sending), OSError)
-    assert not copy.exists()
-
-
-def test_a_disk_that_is_full_while_the_copy_is_paused_ends_the_sending(reactor: Reactor, copy: Path) -> None:
-    consumer = BackgroundFileConsumer(cast(Any, FullDisk(copy, writes=1)), cast(Any, reactor))
-    sending = send(ListedChunks(*[b"chunk"] * 20), consumer, reactor, copy)
-    assert not sending.called  # the queue is full, and nobody writes yet
-    reactor.pool.begin()
-    reactor.run_until(sending)
-    assert isinstance(failure(sending), OSError)
-    assert not copy.exists()

@@ -10,7 +10,7 @@ from twisted.internet.defer import Deferred, ensureDeferred, succeed
 
 from backends.base import ObjectInfo, ObjectReader
 from backends.errors import BackendUnavailable, PreconditionFailed
-from storage_provider.sources import CHUNK_BYTES, BucketSource, BytesSource
+from storage_provider.sources import CHUNK_BYTES, BucketSource, ResumingReader
 
 CONTENT = b"".join(bytes([number]) * CHUNK_BYTES for number in range(4)) + b"rest"
 INFO = ObjectInfo("key", len(CONTENT), "etag")
@@ -66,16 +66,17 @@ class Threads:
     def __init__(self) -> None:
         self.waiting: Deferred[None] = succeed(None)
 
-    async def defer_to_threadpool(self, _pool: object, work: Callable[[], bytes]) -> bytes:
+    async def defer_to_threadpool(self, _pool: object, work: Callable[..., bytes], *arguments: int) -> bytes:
         await self.waiting
-        return work()
+        return work(*arguments)
 
 
 def make(bucket: Bucket, threads: Threads | None = None) -> BucketSource:
-    return BucketSource(cast(Any, threads or Threads()), cast(Any, None), cast(Any, bucket), bucket.open("key"))
+    reader = ResumingReader(cast(Any, bucket), INFO, 0, bucket.open("key"))
+    return BucketSource(cast(Any, threads or Threads()), cast(Any, None), reader)
 
 
-def read(source: BucketSource | BytesSource) -> Deferred[bytes]:
+def read(source: BucketSource) -> Deferred[bytes]:
     return ensureDeferred(cast(Any, source.read()))
 
 
@@ -94,14 +95,6 @@ def read_all(source: BucketSource) -> bytes:
         assert len(chunk) <= CHUNK_BYTES
         content += chunk
     return content
-
-
-def test_bytes_at_hand_come_once() -> None:
-    source = BytesSource(b"content")
-    assert now(read(source)) == b"content"
-    assert now(read(source)) == b""
-    source.close()
-    source.close()
 
 
 def test_an_object_comes_in_chunks_and_in_order() -> None:
@@ -140,6 +133,14 @@ def test_an_object_that_has_been_replaced_is_given_up_at_once() -> None:
     with pytest.raises(PreconditionFailed):
         now(read(source))
     assert len(bucket.opened) == 2
+
+
+def test_what_is_read_from_an_offset_on_is_opened_when_it_is_needed() -> None:
+    bucket = Bucket()
+    reader = ResumingReader(cast(Any, bucket), INFO, CHUNK_BYTES)
+    assert bucket.opened == []
+    assert reader.read(10) == CONTENT[CHUNK_BYTES : CHUNK_BYTES + 10]
+    assert bucket.opened == [(CHUNK_BYTES, "etag")]
 
 
 def test_closing_closes_the_reader() -> None:

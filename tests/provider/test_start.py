@@ -249,14 +249,15 @@ def test_an_idle_homeserver_ends_cleanly(open_site: OpenSite) -> None:
 @pytest.mark.parametrize("backend", ["minio", "boto3"])
 def test_downloads_that_are_under_way_do_not_keep_the_homeserver_from_ending(open_site: OpenSite, backend: str) -> None:
     site = open_site(backend)
-    media_id = site.upload_and_lose(os.urandom(24 << 20))
-    with site.reader(media_id, receive_buffer=4096):
+    paused, hung = (site.homeserver.upload(os.urandom(24 << 20)) for _ in range(2))
+    site.homeserver.wipe_media()
+    with site.reader(paused, receive_buffer=4096):
         site.proxy.wait_for(lambda requests: sum(map(gets, requests)) == 1)
         with (
             site.proxy.hold(lambda request: request.offset > 0) as held,
-            site.proxy.cut(at=5 << 20, times=1),
+            site.proxy.cut(at=5 << 20, times=1, matches=lambda request: request.key.endswith(site.path(hung))),
         ):
-            hanging = Task(lambda: site.homeserver.download(media_id))
+            hanging = Task(lambda: site.homeserver.download(hung))
             held.wait()
             # Of the two, one is paused by its client and the other waits for the bucket.
             assert site.homeserver.stop() == 0

@@ -1,0 +1,505 @@
+"""One download per object, however many ask for it: from the bucket into a file that readers follow while it grows.
+
+The download runs at the bucket's pace, and each reader at its own: a reader that stalls holds no
+thread and no connection. When the file is whole it is put in its place in the media store, so that
+Synapse itself serves the next request.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import logging
+import os
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, TypeVar
+
+from synapse.module_api import ModuleApi
+from twisted.internet.defer import Deferred
+from twisted.internet.threads import deferToThreadPool
+from twisted.python.failure import Failure
+from twisted.python.threadpool import ThreadPool
+
+from backends.base import Backend, ObjectInfo
+from backends.errors import ObjectNotFound
+from storage_provider.media_store import MediaStore, TemporaryFile
+from storage_provider.paths_in_use import PathsInUse
+from storage_provider.signals import Signal
+from storage_provider.sources import CHUNK_BYTES, BucketSource, ChunkSource, ResumingReader
+from storage_provider.transfers import Digest
+
+logger = logging.getLogger(__name__)
+
+Value = TypeVar("Value")
+
+# What a thread moves before it returns to the reactor. It grows as long as that is quick, so that the first bytes
+# come early, a slow line lets readers go on often, and a fast one costs few changes of threads.
+_SMALLEST_STEP = 64 << 10
+_LARGEST_STEP = 512 << 10
+_QUICK_SECONDS = 0.05
+_SLOW_SECONDS = 0.5
+
+# What stays free on the disk besides the files that are being downloaded, so that others can go on writing.
+_RESERVE_BYTES = 16 << 20
+
+# Somebody else may take away the directories that were made for a file, or make a copy at the same path.
+_PLACE_ATTEMPTS = 5
+
+
+@dataclass(frozen=True)
+class Threads:
+    """Who does what blocks; each kind of work keeps the others from waiting."""
+
+    opening: ThreadPool
+    moving: ThreadPool
+    background: ThreadPool
+
+
+class Downloads:
+    """The downloads of one bucket that are under way; for the reactor's thread."""
+
+    def __init__(
+        self,
+        module_api: ModuleApi,
+        reactor: Any,
+        backend: Backend,
+        store: MediaStore,
+        threads: Threads,
+        *,
+        may_keep: Callable[[str, Digest], bool],
+    ) -> None:
+        """`may_keep` decides, in a thread, whether a whole file may stay in the media store."""
+        self.paths = PathsInUse(reactor, self._path_is_free)
+        self.backend = backend
+        self.store = store
+        self.may_keep = may_keep
+        self._module_api = module_api
+        self._reactor = reactor
+        self._threads = threads
+        self._downloads: dict[str, _Download] = {}
+
+    async def fetch(self, path: str) -> ChunkSource | None:
+        """The content of an object; None where there is none.
+
+        The path is in use until `paths.end` is called for it, but for None and errors. Raises
+        `BackendError`.
+        """
+        self.paths.begin(path)
+        source: ChunkSource | None = None
+        try:
+            source = await self._join(path)
+        finally:
+            if source is None:
+                self.paths.end(path)
+        return source
+
+    async def _join(self, path: str) -> ChunkSource | None:
+        placed = await self.paths.change(path)
+        if placed is not None:
+            # Synapse looked before it was there, and may be about to open that very file for writing.
+            await self._module_api.defer_to_threadpool(self._threads.background, self.store.remove, path, placed)
+        download = self._downloads.get(path)
+        if download is None:
+            download = self._downloads[path] = _Download(self, path)
+        return await download.join()
+
+    def _path_is_free(self, path: str) -> None:
+        if path in self._downloads:
+            self._downloads[path].place_if_possible()
+
+    # --- for a download ---
+
+    def open_in_thread(self, function: Callable[[], Any]) -> Deferred[Any]:
+        return deferToThreadPool(self._reactor, self._threads.opening, function)
+
+    def move_in_thread(self, function: Callable[[], Any]) -> Deferred[Any]:
+        return deferToThreadPool(self._reactor, self._threads.moving, function)
+
+    def do_in_background(self, function: Callable[[], Any]) -> Deferred[Any]:
+        return deferToThreadPool(self._reactor, self._threads.background, function)
+
+    async def read_in_thread(self, function: Callable[[], bytes]) -> bytes:
+        return await self._module_api.defer_to_threadpool(self._threads.opening, function)
+
+    def straight_from_bucket(self, info: ObjectInfo, offset: int, reader: ResumingReader | None = None) -> ChunkSource:
+        reader = reader or ResumingReader(self.backend, info, offset)
+        return BucketSource(self._module_api, self._threads.moving, reader)
+
+    def forget(self, download: _Download) -> None:
+        """Let nobody join it any more."""
+        if self._downloads.get(download.path) is download:
+            del self._downloads[download.path]
+
+
+@dataclass(frozen=True)
+class _Opened:
+    """An object whose headers are in."""
+
+    info: ObjectInfo
+    content: bytes | None = None
+    """All of a small object."""
+    reader: ResumingReader | None = None
+    file: TemporaryFile | None = None
+    """Where the content of a larger one goes; None where the disk has no room for it."""
+
+
+class _Download:
+    """One object on its way from the bucket to all who ask for it.
+
+    A method that says so runs in a thread; everything else belongs to the reactor's.
+    """
+
+    def __init__(self, downloads: Downloads, path: str) -> None:
+        self.path = path
+        self._downloads = downloads
+        self._info: ObjectInfo | None = None
+        self._content: bytes | None = None
+        self._reader: ResumingReader | None = None
+        self._file: TemporaryFile | None = None
+        self._error: Exception | None = None
+        self._available = 0
+        self._digest = hashlib.sha256()
+        self._step_bytes = _SMALLEST_STEP
+        self._changed = Signal()
+        self._users = 0
+        self._is_moving = False
+        # About its place in the media store:
+        self._copies = 0
+        self._placements = 0
+        self._attempts_left = _PLACE_ATTEMPTS
+        self._is_to_stay = True
+        self._is_preparing = False
+        self._is_prepared = False
+        self._place_error: Exception | None = None
+        downloads.open_in_thread(self._open).addCallbacks(self._has_opened, self._has_failed)
+
+    @property
+    def info(self) -> ObjectInfo:
+        """What the server says of the object, once that is known."""
+        return _present(self._info)
+
+    @property
+    def _is_whole(self) -> bool:
+        return self._info is not None and self._available == self._info.size
+
+    # --- those who want it ---
+
+    async def join(self) -> ChunkSource | None:
+        """A source of the content; None where there is no such object. Raises `BackendError`."""
+        self._users += 1
+        try:
+            while self._info is None and self._error is None:
+                await self._changed.wait()
+            if isinstance(self._error, ObjectNotFound):
+                return None
+            if self._info is None:
+                raise _present(self._error)
+            if self._content is None and self._file is None:
+                reader, self._reader = self._reader, None
+                return self._downloads.straight_from_bucket(self._info, 0, reader)
+            return DownloadSource(self._downloads, self)
+        finally:
+            self.leave()
+
+    def enter(self) -> None:
+        """Want it, until `leave`."""
+        self._users += 1
+
+    def leave(self) -> None:
+        """Want it no longer; a download that nobody wants is given up."""
+        self._users -= 1
+        self._end_if_unused()
+
+    async def read(self, offset: int) -> bytes | None:
+        """What there is from an offset on, once there is something; `b""` at the end.
+
+        None where the file does not hold it any more: the disk was full, or somebody cut it short.
+        Raises `BackendError` when the rest cannot be had.
+        """
+        while offset >= self._available and not self._is_whole and self._error is None:
+            await self._changed.wait()
+        if offset == self.info.size:
+            return b""
+        if isinstance(self._error, OSError):
+            return None
+        if offset >= self._available:
+            raise _present(self._error)
+        length = min(CHUNK_BYTES, self._available - offset)
+        if self._content is not None:
+            return self._content[offset : offset + length]
+        descriptor = _present(self._file).file.fileno()
+        chunk = _read_cached(descriptor, length, offset)
+        if chunk is None:
+            chunk = await self._downloads.read_in_thread(lambda: os.pread(descriptor, length, offset))
+        return chunk or None
+
+    async def put_in_place(self) -> None:
+        """Wait until the whole file is in the media store, where Synapse needs it now.
+
+        Raises `BackendError` when it cannot be had, and `OSError` when the disk does not take it.
+        """
+        before = self._placements
+        self._place_error = None
+        self._attempts_left = _PLACE_ATTEMPTS
+        self._copies += 1
+        try:
+            self.place_if_possible()
+            while self._placements == before:
+                if error := self._error or self._place_error:
+                    raise error
+                await self._changed.wait()
+        finally:
+            self._copies -= 1
+
+    # --- from the bucket into the file ---
+
+    def _open(self) -> _Opened:
+        """Ask for the object; in a thread."""
+        backend = self._downloads.backend
+        opened = backend.open(self.path)
+        info, reader = opened.info, ResumingReader(backend, opened.info, 0, opened)
+        if info.size <= CHUNK_BYTES:
+            with contextlib.closing(reader):
+                return _Opened(info, content=reader.read(CHUNK_BYTES))
+        return _Opened(info, reader=reader, file=self._make_room(info.size))
+
+    def _make_room(self, size: int) -> TemporaryFile | None:
+        """A file that there is room for on the disk, or None; in a thread."""
+        store = self._downloads.store
+        try:
+            free, _ = store.free_space()
+            return store.temporary_file() if free >= size + _RESERVE_BYTES else None
+        except OSError as error:
+            logger.debug("There is no room in %s: %s", store.root, error)
+            return None
+
+    def _has_opened(self, opened: _Opened) -> None:
+        self._info = opened.info
+        self._content, self._reader, self._file = opened.content, opened.reader, opened.file
+        if opened.content is not None:
+            self._available = opened.info.size
+            self._digest.update(opened.content)
+        elif opened.file is not None:
+            self._move()
+        else:
+            self._is_to_stay = False
+            self._downloads.forget(self)
+        self._changed.fire()
+        self.place_if_possible()
+        self._end_if_unused()
+
+    def _move(self) -> None:
+        self._is_moving = True
+        self._downloads.move_in_thread(self._transfer).addCallbacks(self._has_moved, self._has_failed)
+
+    def _transfer(self) -> int:
+        """Move some bytes, and tell how many; in a thread."""
+        started = time.monotonic()
+        chunk = _present(self._reader).read(self._step_bytes)
+        self._digest.update(chunk)
+        _write_all(_present(self._file).file.fileno(), chunk, self._available)
+        took = time.monotonic() - started
+        if took < _QUICK_SECONDS:
+            self._step_bytes = min(self._step_bytes * 2, _LARGEST_STEP)
+        elif took > _SLOW_SECONDS:
+            self._step_bytes = max(self._step_bytes // 2, _SMALLEST_STEP)
+        return len(chunk)
+
+    def _has_moved(self, count: int) -> None:
+        self._is_moving = False
+        self._available += count
+        if not self._is_whole and self._users:
+            self._move()
+        self._changed.fire()
+        self.place_if_possible()
+        self._end_if_unused()
+
+    def _has_failed(self, failure: Failure) -> None:
+        self._is_moving = False
+        error = failure.value
+        self._error = error if isinstance(error, Exception) else RuntimeError(str(error))
+        self._downloads.forget(self)
+        if isinstance(error, OSError):
+            logger.warning("The disk does not take a download, which goes on without it: %s", error)
+            # Its room is free at once.
+            self._downloads.do_in_background(partial(_empty, _present(self._file)))
+        self._changed.fire()
+        self._end_if_unused()
+
+    def _end_if_unused(self) -> None:
+        """Free everything when nobody wants it, but for a whole file that is still to get its place."""
+        if self._users or self._is_moving or self._is_preparing or (self._is_whole and self._is_to_stay):
+            return
+        self._downloads.forget(self)
+        if self._reader is not None:
+            self._reader.close()
+        if self._file is not None:
+            self._downloads.do_in_background(self._file.discard)
+
+    # --- from the file into the media store ---
+
+    def place_if_possible(self) -> None:
+        """Give the whole file its place, unless the path is in use: then this is called again."""
+        if not self._is_whole or self._is_preparing or not (self._copies or self._is_to_stay):
+            return
+        if self._is_prepared:
+            if self._downloads.paths.is_free(self.path):
+                self._place()
+            return
+        self._is_preparing = True
+        prepare = partial(self._prepare, for_copy=self._copies > 0)
+        self._downloads.do_in_background(prepare).addCallbacks(self._has_prepared, self._has_not_prepared)
+
+    def _prepare(self, *, for_copy: bool) -> bool:
+        """Do what takes time; in a thread. False where the file is not to stay."""
+        digest = Digest(self.info.size, self._digest.hexdigest())
+        if not for_copy and not self._downloads.may_keep(self.path, digest):
+            return False
+        if self._file is None:
+            self._file = self._downloads.store.temporary_file()
+            _write_all(self._file.file.fileno(), _present(self._content), 0)
+        self._file.prepare(self.path)
+        return True
+
+    def _has_prepared(self, is_prepared: bool) -> None:
+        self._is_preparing = False
+        self._is_prepared = is_prepared
+        self._is_to_stay = self._is_to_stay and is_prepared
+        self.place_if_possible()
+        self._end_if_unused()
+
+    def _has_not_prepared(self, failure: Failure) -> None:
+        self._is_preparing = False
+        error = failure.value
+        self._cannot_place(error if isinstance(error, Exception) else RuntimeError(str(error)))
+
+    def _place(self) -> None:
+        """Give it its name, in one turn of the reactor: nobody can ask for the path meanwhile.
+
+        That is no more than Synapse itself does there, who looks for files and opens them.
+        """
+        try:
+            _present(self._file).link(self.path)
+        except FileNotFoundError as error:
+            # A directory has just been pruned.
+            self._is_prepared = False
+            self._try_again(error)
+        except FileExistsError as error:
+            if self._copies and not self._is_there():
+                (self._downloads.store.root / self.path).unlink(missing_ok=True)
+                self._try_again(error)
+            else:
+                self._has_place()
+        except OSError as error:
+            self._cannot_place(error)
+        else:
+            self._has_place()
+
+    def _is_there(self) -> bool:
+        state = self._downloads.store.state(self.path)
+        return state is not None and state.size == self.info.size
+
+    def _try_again(self, error: OSError) -> None:
+        self._attempts_left -= 1
+        if self._attempts_left:
+            self.place_if_possible()
+        else:
+            self._cannot_place(error)
+
+    def _has_place(self) -> None:
+        self._placements += 1
+        self._is_to_stay = False
+        self._downloads.forget(self)
+        self._changed.fire()
+        self._end_if_unused()
+
+    def _cannot_place(self, error: Exception) -> None:
+        logger.debug("%s is not kept in the media store: %s", self.path, error)
+        self._place_error = error
+        self._is_to_stay = False
+        self._changed.fire()
+        self._end_if_unused()
+
+
+class DownloadSource:
+    """What one reader sees of a download, at its own pace."""
+
+    def __init__(self, downloads: Downloads, download: _Download) -> None:
+        self._downloads = downloads
+        self._download = download
+        self._offset = 0
+        self._rest: ChunkSource | None = None
+        self._is_reading = False
+        self._is_closed = False
+        download.enter()
+
+    async def read(self) -> bytes:
+        self._is_reading = True
+        try:
+            chunk = await self._read()
+        finally:
+            self._is_reading = False
+            if self._is_closed:
+                self._free()
+        self._offset += len(chunk)
+        return chunk
+
+    async def put_in_place(self) -> None:
+        await self._download.put_in_place()
+
+    def close(self) -> None:
+        if not self._is_closed:
+            self._is_closed = True
+            # A thread that reads the file needs it to stay open.
+            if not self._is_reading:
+                self._free()
+
+    async def _read(self) -> bytes:
+        if self._rest is None:
+            chunk = await self._download.read(self._offset)
+            if chunk is not None:
+                return chunk
+            self._rest = self._downloads.straight_from_bucket(self._download.info, self._offset)
+        return await self._rest.read()
+
+    def _free(self) -> None:
+        self._download.leave()
+        if self._rest is not None:
+            self._rest.close()
+
+
+def _present(value: Value | None) -> Value:
+    if value is None:
+        raise RuntimeError("a download is not in the state that it should be in")
+    return value
+
+
+# Linux only: https://man7.org/linux/man-pages/man2/preadv2.2.html
+_NOT_WAITING: int | None = getattr(os, "RWF_NOWAIT", None)
+
+
+def _read_cached(descriptor: int, length: int, offset: int) -> bytes | None:
+    """What memory holds of a file; None where the disk would have to be waited for, or nobody can tell."""
+    if _NOT_WAITING is None:
+        return None
+    buffer = bytearray(length)
+    try:
+        count = os.preadv(descriptor, [buffer], offset, _NOT_WAITING)
+    except OSError:
+        return None
+    return bytes(memoryview(buffer)[:count])
+
+
+def _write_all(descriptor: int, content: bytes, offset: int) -> None:
+    view = memoryview(content)
+    while view:
+        written = os.pwrite(descriptor, view, offset)
+        offset += written
+        view = view[written:]
+
+
+def _empty(file: TemporaryFile) -> None:
+    os.ftruncate(file.file.fileno(), 0)
