@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Literal
 
 from storage_provider.media_store import Media, MediaFile, parse_path
 from storage_provider.synapse_db import DatabaseArguments, SynapseDb, SynapseDbError, connect
-from storage_provider.transfers import Digest
+from storage_provider.transfers import Digest, fits
 
 if TYPE_CHECKING:
     from synapse.server import HomeServer
@@ -65,11 +65,7 @@ class KnownMedia:
             if self._database is None:
                 self._database = self.connect()
         facts = self._database.facts_of_file(file.media, self._media_ids(file.media))
-        if facts is None or facts.quarantined:
-            return False
-        if file.thumbnail is not None:
-            return facts.thumbnail_lengths.get(file.thumbnail) == digest.length
-        return facts.length == digest.length and facts.sha256 in (None, digest.sha256)
+        return facts is not None and not facts.quarantined and fits(facts, file.path, digest)
 
     def _media_ids(self, media: Media) -> Collection[str]:
         return () if media.is_local else self._accessed_media_ids(media.origin)

@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import BinaryIO, TypeVar
+from typing import BinaryIO, NamedTuple, TypeVar
 
 MEDIA_ROOTS = ("local_content/", "local_thumbnails/", "remote_content/", "remote_thumbnail/")
 """What media paths start with (Synapse 1.163, `synapse/media/filepath.py`); `url_cache` never leaves the disk."""
@@ -108,6 +108,15 @@ class FileState:
         return cls(status.st_size, status.st_mtime_ns, status.st_ino)
 
 
+class WalkedFile(NamedTuple):
+    """A file that the walk has found."""
+
+    path: str
+    state: FileState
+    placed_ms: int
+    """When it was put there or changed, in milliseconds: its ctime, since the mtime tells when the media was used."""
+
+
 def content_path(media: Media) -> str:
     """The path of the content. Raises `UnsafePath`."""
     return "/".join(("local_content" if media.is_local else "remote_content", *_segments(media)))
@@ -128,7 +137,7 @@ def parse_path(path: str) -> MediaFile | None:
         return None
     is_remote = levels[0] is None
     thumbnail = segments.pop() if levels[-1] is None else None
-    if thumbnail is not None and not _is_thumbnail(thumbnail, is_remote):
+    if thumbnail is not None and not is_thumbnail(thumbnail, is_remote):
         return None
     origin = segments.pop(0) if is_remote else ""
     if is_remote and not origin:
@@ -215,7 +224,7 @@ class MediaStore:
         try:
             with self._directory(directory.split("/")) as thumbnails:
                 names = [
-                    name for name in _names(thumbnails, os.DirEntry.is_file) if _is_thumbnail(name, not media.is_local)
+                    name for name in _names(thumbnails, os.DirEntry.is_file) if is_thumbnail(name, not media.is_local)
                 ]
         except OSError as error:
             if not _is_nothing(error):
@@ -229,6 +238,26 @@ class MediaStore:
         One directory of each level is held in memory. Files that appear or go during the walk may
         be found or not.
         """
+        for directory, path in self._file_directories(media_root):
+            for name in sorted(_names(directory, os.DirEntry.is_file)):
+                if parse_path(path + name) is not None:
+                    yield path + name
+
+    def walk_files(self, media_root: str) -> Iterator[WalkedFile]:
+        """What `walk` finds, with the state of each file."""
+        is_remote = media_root == "remote_thumbnail/"
+        has_thumbnails = _LEVELS.get(media_root, (0,))[-1] is None
+        for directory, path in self._file_directories(media_root):
+            for name, status in sorted(_statuses(directory)):
+                if is_thumbnail(name, is_remote) if has_thumbnails else _is_safe(name):
+                    yield WalkedFile(path + name, FileState._of(status), status.st_ctime_ns // 1_000_000)
+
+    def holds_media(self) -> bool:
+        """Whether there is any file of Synapse's; the first one is the answer."""
+        return any(True for root in MEDIA_ROOTS for _ in self.walk(root))
+
+    def _file_directories(self, media_root: str) -> Iterator[tuple[int, str]]:
+        """The directories below a root that hold files, open, and their paths with a slash at the end."""
         if media_root not in MEDIA_ROOTS:
             raise UnsafePath(f"{media_root!r} is none of {', '.join(MEDIA_ROOTS)}")
         with contextlib.ExitStack() as opened:
@@ -316,15 +345,7 @@ class MediaStore:
 
     def offloaded_before(self) -> int | None:
         """The moment (ms) before which unused media has been removed on purpose; None where none ever was."""
-        try:
-            with self._directory((OWN_DIRECTORY,)) as own:
-                return _read_stamp(own)
-        except FileNotFoundError:
-            return None
-        except ValueError:
-            raise MediaStoreError(
-                f"{self.root / OWN_DIRECTORY / _STAMP} does not hold a time in milliseconds: correct it or remove it"
-            ) from None
+        return self._read_moment(_STAMP)
 
     def set_offloaded_before(self, ts_ms: int) -> None:
         """Move that moment forward; an earlier one than there is changes nothing."""
@@ -335,15 +356,38 @@ class MediaStore:
             self._adopt(lock)
             # What is no number is replaced: whoever sets the stamp knows better.
             with contextlib.suppress(FileNotFoundError, ValueError):
-                if _read_stamp(own) >= ts_ms:
+                if _read_moment(_STAMP, own) >= ts_ms:
                     return
-            new = f"{_STAMP}.new"
-            with os.fdopen(os.open(new, _NEW & ~os.O_EXCL | os.O_TRUNC, 0o666, dir_fd=own), "wb") as file:
-                file.write(b"%d\n" % ts_ms)
-                file.flush()
-                os.fsync(file.fileno())
-                self._adopt(file.fileno())
-            os.rename(new, _STAMP, src_dir_fd=own, dst_dir_fd=own)
+            self._write_moment(_STAMP, own, ts_ms)
+
+    def listed_at(self) -> int | None:
+        """The moment (ms) of the last comparison with a full listing of the bucket; None where there was none."""
+        return self._read_moment(_LISTED)
+
+    def set_listed_at(self, ts_ms: int) -> None:
+        """Note that moment; for the holder of the lock that goes with it."""
+        with self._directory((OWN_DIRECTORY,), make=True) as own:
+            self._write_moment(_LISTED, own, ts_ms)
+
+    def _read_moment(self, name: str) -> int | None:
+        try:
+            with self._directory((OWN_DIRECTORY,)) as own:
+                return _read_moment(name, own)
+        except FileNotFoundError:
+            return None
+        except ValueError:
+            raise MediaStoreError(
+                f"{self.root / OWN_DIRECTORY / name} does not hold a time in milliseconds: correct it or remove it"
+            ) from None
+
+    def _write_moment(self, name: str, own_directory: int, ts_ms: int) -> None:
+        new = f"{name}.new"
+        with os.fdopen(os.open(new, _NEW & ~os.O_EXCL | os.O_TRUNC, 0o666, dir_fd=own_directory), "wb") as file:
+            file.write(b"%d\n" % ts_ms)
+            file.flush()
+            os.fsync(file.fileno())
+            self._adopt(file.fileno())
+        os.rename(new, name, src_dir_fd=own_directory, dst_dir_fd=own_directory)
 
     # --- inside ---
 
@@ -383,6 +427,14 @@ class TemporaryFile:
         self._store = store
         self._name = name
 
+    def sync(self, mtime: float | None = None) -> None:
+        """Bring all of it to the disk; what root creates belongs to the owner of the store then."""
+        self.file.flush()
+        if mtime is not None:
+            os.utime(self.file.fileno(), (mtime, mtime))
+        os.fsync(self.file.fileno())
+        self._store._adopt(self.file.fileno())
+
     def place(self, path: str, mtime: float | None = None) -> FileState:
         """Give the file its name in the store, after all of it is on the disk; returns its state.
 
@@ -395,16 +447,9 @@ class TemporaryFile:
         raise FileNotFoundError(errno.ENOENT, "its directory is removed again and again", path)
 
     def prepare(self, path: str, mtime: float | None = None) -> None:
-        """Do the slow part of `place`: bring the content to the disk, and make the directories.
-
-        What root creates belongs to the owner of the store.
-        """
+        """Do the slow part of `place`: bring the content to the disk, and make the directories."""
         *directories, _ = _checked(path)
-        self.file.flush()
-        if mtime is not None:
-            os.utime(self.file.fileno(), (mtime, mtime))
-        os.fsync(self.file.fileno())
-        self._store._adopt(self.file.fileno())
+        self.sync(mtime)
         with self._store._directory(directories, make=True):
             pass
 
@@ -422,6 +467,27 @@ class TemporaryFile:
                 os.link(self._name, name, src_dir_fd=temporary, dst_dir_fd=parent, follow_symlinks=False)
             except FileExistsError:
                 raise FileExistsError(errno.EEXIST, "there is such a file already", path) from None
+        return FileState.of(self.file)
+
+    def replace(self, path: str, expected: FileState, mtime: float | None = None) -> FileState | None:
+        """Take the place of a file, at once, if that still has the expected state; None where it has not.
+
+        Whoever has the old file open goes on reading it. Otherwise as `place`.
+        """
+        *directories, name = _checked(path)
+        self.sync(mtime)
+        try:
+            with (
+                self._store._directory((OWN_DIRECTORY, "tmp")) as temporary,
+                self._store._directory(directories) as parent,
+            ):
+                if _regular_state(name, parent) != expected:
+                    return None
+                os.rename(self._name, name, src_dir_fd=temporary, dst_dir_fd=parent)
+        except OSError as error:
+            if _is_nothing(error):
+                return None
+            raise
         return FileState.of(self.file)
 
     def discard(self) -> None:
@@ -442,6 +508,7 @@ class TemporaryFile:
 
 
 _STAMP = "offloaded_before"
+_LISTED = "listed_at"
 _NEW = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW
 
 
@@ -467,7 +534,8 @@ def _is_safe(segment: str) -> bool:
         return False
 
 
-def _is_thumbnail(name: str, is_remote: bool) -> bool:
+def is_thumbnail(name: str, is_remote: bool) -> bool:
+    """Whether that is what Synapse calls a thumbnail's file."""
     match = _THUMBNAIL.fullmatch(name)
     # Only thumbnails of remote media once had names without the method.
     return match is not None and (is_remote or match[1] is not None)
@@ -521,12 +589,21 @@ def _names(directory: int, kind: Callable[..., bool]) -> list[str]:
         return []
 
 
-def _walk(directory: int, path: str, levels: tuple[int | None, ...]) -> Iterator[str]:
+def _statuses(directory: int) -> list[tuple[str, os.stat_result]]:
+    """The names and the status of the regular files."""
+    found = []
+    with os.scandir(directory) as entries:
+        for entry in entries:
+            with contextlib.suppress(FileNotFoundError):
+                if entry.is_file(follow_symlinks=False):
+                    found.append((entry.name, entry.stat(follow_symlinks=False)))
+    return found
+
+
+def _walk(directory: int, path: str, levels: tuple[int | None, ...]) -> Iterator[tuple[int, str]]:
     # Python orders strings by code point, which is the byte order of their UTF-8.
     if not levels:
-        for name in sorted(_names(directory, os.DirEntry.is_file)):
-            if parse_path(path + name) is not None:
-                yield path + name
+        yield directory, path
         return
     length, *further = levels
     for name in sorted(f"{name}/" for name in _names(directory, os.DirEntry.is_dir)):
@@ -573,6 +650,6 @@ def _flock(name: str, directory: int, flags: int, *, wait: bool = False) -> Iter
         os.close(file)
 
 
-def _read_stamp(own_directory: int) -> int:
-    with os.fdopen(os.open(_STAMP, _READ, dir_fd=own_directory), "rb") as file:
+def _read_moment(name: str, own_directory: int) -> int:
+    with os.fdopen(os.open(name, _READ, dir_fd=own_directory), "rb") as file:
         return int(file.read(64))

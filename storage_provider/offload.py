@@ -26,7 +26,7 @@ from storage_provider.media_store import (
     parse_path,
 )
 from storage_provider.reconcile import ListingCursor, ListingRefused
-from storage_provider.synapse_db import MediaFacts, SynapseDb
+from storage_provider.synapse_db import SynapseDb
 from storage_provider.transfers import (
     Bandwidth,
     Digest,
@@ -38,6 +38,8 @@ from storage_provider.transfers import (
     digest_of_file,
     digest_of_object,
     etag_proves,
+    fits,
+    reason,
     upload,
 )
 
@@ -266,7 +268,10 @@ class Offload:
         if self.database is None:
             return Failed(file.path, "file and object differ; only Synapse's database could tell which is right")
         facts = self.database.facts(media.row)
-        file_is_right, object_is_right = _fits(facts, file, difference.file), _fits(facts, file, difference.object)
+        file_is_right, object_is_right = (
+            fits(facts, file.path, difference.file),
+            fits(facts, file.path, difference.object),
+        )
         if file_is_right == object_is_right:
             which = "both could be" if file_is_right else "neither is"
             return Failed(file.path, f"file and object differ, and {which} right by Synapse's database")
@@ -275,7 +280,7 @@ class Offload:
         try:
             file.sent = upload(self.backend, self.store, file.path, file.state, self.bandwidth)
         except (BackendError, FileChanged, OSError) as error:
-            return Failed(file.path, _reason(error))
+            return Failed(file.path, reason(error))
         file.is_done = False
         media.uploaded += 1
         return Uploaded(file.path, file.state.size, replaced=True)
@@ -399,29 +404,11 @@ class Offload:
             return None
         except BackendError as error:
             self._failures.count(error)
-            return Failed(file.path, _reason(error))
+            return Failed(file.path, reason(error))
         except (FileChanged, OSError) as error:
-            return Failed(file.path, _reason(error))
+            return Failed(file.path, reason(error))
         self._failures.forget()
         return result
-
-
-def _fits(facts: MediaFacts | None, file: _File, digest: Digest) -> bool:
-    """Whether a content is what the database says of the file."""
-    if facts is None:
-        return False
-    parsed = parse_path(file.path)
-    if parsed is not None and parsed.thumbnail is not None:
-        return facts.thumbnail_lengths.get(parsed.thumbnail) == digest.length
-    return facts.length == digest.length and facts.sha256 in (None, digest.sha256)
-
-
-def _reason(error: Exception) -> str:
-    if isinstance(error, BackendError):
-        return error.reason
-    if isinstance(error, OSError) and error.strerror:
-        return error.strerror
-    return str(error)
 
 
 def undeleted_in_batches(cache: CacheDb) -> Iterator[list[CachedMedia]]:

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import re
+from collections.abc import Callable, Iterable, Iterator
+from typing import NamedTuple
 
 from backends.base import Backend, ObjectInfo
 from backends.errors import AccessDenied, NotSupported
+from storage_provider.cache_db import Kind
+from storage_provider.media_store import Media, UnsafePath, WalkedFile, content_path, is_thumbnail, thumbnail_directory
+from storage_provider.synapse_db import FileRow, SynapseDb
 
 # What one page of a listing holds: https://docs.aws.amazon.com/AmazonS3/latest/API/API_ListObjectsV2.html
 _PAGE = 1000
@@ -13,6 +18,14 @@ _PAGE = 1000
 
 class ListingRefused(Exception):
     """The server does not let us list; objects have to be asked for one by one."""
+
+
+def listing(backend: Backend, root: str, *, start_after: str = "") -> Iterator[ObjectInfo]:
+    """The objects below a root, in byte order of the key. Raises `ListingRefused`."""
+    try:
+        yield from backend.list(root, start_after=start_after)
+    except (AccessDenied, NotSupported) as error:
+        raise ListingRefused(str(error)) from error
 
 
 class ListingCursor:
@@ -56,15 +69,129 @@ class ListingCursor:
     def _start_at(self, key: str) -> None:
         # The last key that is certainly before it and still close to it.
         before = key[:-1]
-        self._entries = self._backend.list(self._root, start_after=before if before > self._root else "")
+        self._entries = listing(self._backend, self._root, start_after=before if before > self._root else "")
         self._looked_at = 0
         self._current = None
 
     def _advance(self) -> bool:
         """Go to the next object; False at the end of the listing."""
-        try:
-            self._current = next(self._entries, None)
-        except (AccessDenied, NotSupported) as error:
-            raise ListingRefused(str(error)) from error
+        self._current = next(self._entries, None)
         self._looked_at += 1
         return self._current is not None
+
+
+class OutOfOrder(Exception):
+    """A stream that should be in byte order of the path is not: what was compared with it would be wrong."""
+
+
+class ExpectedFile(NamedTuple):
+    """A file that the database knows."""
+
+    path: str
+    row: FileRow
+
+
+class Entry(NamedTuple):
+    """What there is of one path."""
+
+    path: str
+    expected: FileRow | None
+    """What the database says of it; None also where two rows claim the path, which Synapse never writes."""
+    file: WalkedFile | None
+    object: ObjectInfo | None
+
+
+def expected_files(
+    database: SynapseDb,
+    media_root: str,
+    *,
+    used_since: int = 0,
+    used_before: int | None = None,
+    refuse: Callable[[FileRow], object] = lambda row: None,
+) -> Iterator[ExpectedFile]:
+    """The files below one of `MEDIA_ROOTS` that the database knows, in byte order of the path.
+
+    Rows that would lead to a path which is none of Synapse's go to `refuse`. The moments are
+    milliseconds; the later one is not included.
+    """
+    rows_of = database.thumbnails if "thumbnail" in media_root else database.contents
+    kind: Kind = "remote" if media_root.startswith("remote") else "local"
+    for row in rows_of(kind, used_since=used_since, used_before=used_before):
+        path = _path(media_root, row)
+        if path is None:
+            refuse(row)
+        else:
+            yield ExpectedFile(path, row)
+
+
+def reconcile(
+    expected: Iterable[ExpectedFile], files: Iterable[WalkedFile], objects: Iterable[ObjectInfo] = ()
+) -> Iterator[Entry]:
+    """Walk up to three streams side by side; one entry for each path, in byte order.
+
+    Raises `OutOfOrder`. Nothing but the entry at hand is held.
+    """
+    # Strings compare by code point, which is the byte order of their UTF-8.
+    wanted, found, stored = _claimed_once(expected), iter(files), iter(objects)
+    row, file, info = next(wanted, None), next(found, None), next(stored, None)
+    while True:
+        path = None if row is None else row.path
+        if file is not None and (path is None or file.path < path):
+            path = file.path
+        if info is not None and (path is None or info.key < path):
+            path = info.key
+        if path is None:
+            return
+        of_row = of_file = of_object = None
+        if row is not None and row.path == path:
+            of_row, row = row.row, next(wanted, None)
+        if file is not None and file.path == path:
+            of_file, file = file, next(found, None)
+            if file is not None and file.path <= path:
+                raise OutOfOrder(f"the walk over the disk has {file.path!r} after {path!r}")
+        if info is not None and info.key == path:
+            of_object, info = info, next(stored, None)
+            if info is not None and info.key <= path:
+                raise OutOfOrder(f"the listing of the bucket has {info.key!r} after {path!r}")
+        yield Entry(path, of_row, of_file, of_object)
+
+
+def _claimed_once(expected: Iterable[ExpectedFile]) -> Iterator[ExpectedFile]:
+    """Those whose path no other one has."""
+    previous: ExpectedFile | None = None
+    is_alone = True
+    for each in expected:
+        if previous is not None:
+            if each.path < previous.path:
+                raise OutOfOrder(f"the database has {each.path!r} after {previous.path!r}")
+            is_repeated = each.path == previous.path
+            if is_alone and not is_repeated:
+                yield previous
+            is_alone = not is_repeated
+        previous = each
+    if previous is not None and is_alone:
+        yield previous
+
+
+# What nearly all ids look like: no path made of them has to be looked at more closely.
+_PLAIN_ID = re.compile(r"[A-Za-z0-9_-]{5,200}")
+_PLAIN_SERVER = re.compile(r"[A-Za-z0-9-]+(?:\.[A-Za-z0-9-]+)*(?::[0-9]+)?")
+
+
+def _path(media_root: str, row: FileRow) -> str | None:
+    identifier, origin = row.filesystem_id, row.origin
+    is_plain = _PLAIN_ID.fullmatch(identifier) and (
+        not origin or (len(origin) < 200 and _PLAIN_SERVER.fullmatch(origin))
+    )
+    if is_plain:
+        place = f"{origin}/{identifier[:2]}" if origin else identifier[:2]
+        directory = f"{media_root}{place}/{identifier[2:4]}/{identifier[4:]}"
+    else:
+        media = Media(origin, identifier)
+        try:
+            directory = content_path(media) if row.thumbnail is None else thumbnail_directory(media)
+        except UnsafePath:
+            return None
+    if row.thumbnail is None:
+        return directory
+    return f"{directory}/{row.thumbnail}" if is_thumbnail(row.thumbnail, bool(origin)) else None

@@ -6,13 +6,14 @@ import contextlib
 import itertools
 import sqlite3
 import threading
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Literal, NoReturn, Protocol
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, NoReturn, Protocol
 
 from storage_provider.cache_db import CachedMedia, Kind
+from storage_provider.media_store import Media, in_thumbnail_order
 
 if TYPE_CHECKING:
     from psycopg2.extensions import connection as PostgresConnection
@@ -81,6 +82,26 @@ class StoredMedia:
     def used(self) -> int:
         """When it was used last, in milliseconds."""
         return self.created_ts if self.last_access is None else self.last_access
+
+
+class FileRow(NamedTuple):
+    """What the database says of one file that should exist; light, as there are millions of them."""
+
+    origin: str
+    media_id: str
+    filesystem_id: str
+    thumbnail: str | None
+    """The file name of a thumbnail, None for the content."""
+    length: int
+    sha256: str | None
+    """In hex; None for thumbnails and for old media."""
+    used: int
+    """When the media was used last, in milliseconds."""
+    quarantined: bool
+
+    @property
+    def row(self) -> CachedMedia:
+        return CachedMedia(self.origin, self.media_id, self.filesystem_id, "remote" if self.origin else "local")
 
 
 def connect(arguments: DatabaseArguments) -> SynapseDb:
@@ -160,6 +181,35 @@ class SynapseDb:
                     _lengths(row[-2:] for row in with_thumbnails),
                 )
 
+    def contents(self, kind: Kind, *, used_since: int = 0, used_before: int | None = None) -> Iterator[FileRow]:
+        """The contents of media whose files should exist, in byte order of `content_path`."""
+        tables = _REMOTE if kind == "remote" else _LOCAL
+        condition, arguments = _used_between(tables, used_since, used_before)
+        sql = f"""
+            SELECT {tables.identity}, NULL, m.media_length, {self._sha256}, {_USED_OR_0}, m.quarantined_by IS NOT NULL
+            FROM {tables.media} m WHERE {condition}
+            ORDER BY ({tables.path}){self._database.byte_order}
+        """
+        return map(FileRow._make, self._database.stream(sql, arguments))
+
+    def thumbnails(self, kind: Kind, *, used_since: int = 0, used_before: int | None = None) -> Iterator[FileRow]:
+        """The thumbnails of media whose files should exist, in byte order of `thumbnail_directory`, `/` and name."""
+        tables = _REMOTE if kind == "remote" else _LOCAL
+        order = self._database.byte_order
+        condition, arguments = _used_between(tables, used_since, used_before)
+        sql = f"""
+            SELECT {tables.identity}, {_THUMBNAIL_NAME}, t.thumbnail_length, NULL, {_USED_OR_0},
+                m.quarantined_by IS NOT NULL
+            FROM {tables.media} m JOIN {tables.thumbnails} t ON {tables.join}
+            WHERE {condition} AND t.thumbnail_length IS NOT NULL AND ({_THUMBNAIL_NAME}) IS NOT NULL
+            ORDER BY ({tables.path}){order}, ({_THUMBNAIL_NAME}){order}
+        """
+        rows = map(FileRow._make, self._database.stream(sql, arguments))
+        # Rows that share a file come as one, so that their thumbnails are in one order.
+        directories = ((media, list(group)) for media, group in itertools.groupby(rows, _file_of))
+        ordered = in_thumbnail_order(directories, lambda directory: Media(*directory[0]))
+        return itertools.chain.from_iterable(group for _, group in ordered)
+
     # --- questions, answered by the database as it is now ---
 
     def present(self, rows: Iterable[CachedMedia]) -> set[tuple[str, str]]:
@@ -169,6 +219,34 @@ class SynapseDb:
     def still_unused(self, rows: Iterable[CachedMedia], ts_ms: int) -> set[tuple[str, str]]:
         """The (origin, media id) of those that exist, have the same file and were last used before a moment."""
         return self._find(rows, f"{_USED} < ?", (ts_ms,))
+
+    def wanted(self, rows: Iterable[CachedMedia]) -> set[tuple[str, str]]:
+        """The (origin, media id) of those that exist, have the same file and are not quarantined."""
+        return self._find(rows, "m.quarantined_by IS NULL", ())
+
+    def evictable(self, rows: Iterable[CachedMedia], ts_ms: int) -> set[tuple[str, str]]:
+        """The (origin, media id) of those that are `still_unused` and not quarantined."""
+        return self._find(rows, f"m.quarantined_by IS NULL AND {_USED_OR_0} < ?", (ts_ms,))
+
+    def facts_of_file(self, media: Media, media_ids: Collection[str] = ()) -> MediaFacts | None:
+        """What is known of the media whose file this is; None where no row has it.
+
+        A path does not tell the id of remote media: it is looked for among `media_ids`, which is
+        cheap, and else in all rows of that server.
+        """
+        if media.is_local:
+            return self.facts(CachedMedia("", media.filesystem_id, media.filesystem_id, "local"))
+        for media_id in media_ids:
+            if facts := self.facts(CachedMedia(media.origin, media_id, media.filesystem_id, "remote")):
+                return facts
+        if "\0" in media.origin + media.filesystem_id:
+            return None
+        found = self._database.query(
+            "SELECT m.media_id FROM remote_media_cache m WHERE m.media_origin = ? AND m.filesystem_id = ?",
+            (media.origin, media.filesystem_id),
+        )
+        rows = (CachedMedia(media.origin, media_id, media.filesystem_id, "remote") for (media_id,) in found)
+        return next((facts for row in rows if (facts := self.facts(row))), None)
 
     def facts(self, row: CachedMedia) -> MediaFacts | None:
         """What is known of the row's media; None where the row is gone or has another file."""
@@ -223,6 +301,8 @@ class SynapseDb:
 # --- SQL that both databases understand ---
 
 _USED = "COALESCE(m.last_access_ts, m.created_ts)"
+
+_USED_OR_0 = f"COALESCE({_USED}, 0)"
 
 _THUMBNAIL_NAME = (
     "CAST(t.thumbnail_width AS TEXT) || '-' || CAST(t.thumbnail_height AS TEXT) || '-' || "
@@ -302,6 +382,15 @@ def _selected(used_since: int | None, origin: str | None) -> Iterator[tuple[_Tab
             conditions.append(f"{tables.origin} = ?")
             arguments.append(origin)
         yield tables, " AND ".join(conditions), tuple(arguments)
+
+
+def _used_between(tables: _Tables, since: int, before: int | None) -> tuple[str, Row]:
+    condition = f"{tables.counts} AND m.media_length IS NOT NULL AND {_USED_OR_0} >= ?"
+    return (condition, (since,)) if before is None else (f"{condition} AND {_USED_OR_0} < ?", (since, before))
+
+
+def _file_of(row: FileRow) -> tuple[str, str]:
+    return row.origin, row.filesystem_id
 
 
 def _can_exist(row: CachedMedia) -> bool:

@@ -5,15 +5,21 @@ from __future__ import annotations
 import hashlib
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass
 from enum import Enum
-from typing import BinaryIO, cast
+from queue import SimpleQueue
+from typing import BinaryIO, TypeVar, cast
 
 from backends.base import Backend, ObjectInfo
 from backends.errors import AccessDenied, BackendError, BucketNotFound
-from storage_provider.media_store import FileState, MediaStore
+from storage_provider.media_store import FileState, MediaStore, parse_path
+from storage_provider.synapse_db import MediaFacts
+
+_Item = TypeVar("_Item")
+_Result = TypeVar("_Result")
 
 _CHUNK = 1 << 20
 
@@ -157,8 +163,22 @@ def download(
     another one (`FileExistsError`). Raises `Damaged` when the content has not the length or SHA-256
     given, and `NoLongerWanted` when it is not, right before it would appear.
     """
+    with store.create(path, used_ms / 1000) as target:
+        size = fetch(backend, path, target, bandwidth, length=length, sha256=sha256)
+        if not is_wanted():
+            raise NoLongerWanted
+    return size
+
+
+def fetch(
+    backend: Backend, path: str, target: BinaryIO, bandwidth: Bandwidth, *, length: int | None, sha256: str | None
+) -> int:
+    """Write the content of an object into `target`; returns its size.
+
+    Raises `Damaged` when it has not the length or SHA-256 given.
+    """
     digest = hashlib.sha256()
-    with backend.open(path) as reader, store.create(path, used_ms / 1000) as target:
+    with backend.open(path) as reader:
         size = reader.info.size
         if length is not None and size != length:
             raise Damaged(f"the object has {size} bytes, the database says {length}")
@@ -166,11 +186,50 @@ def download(
             bandwidth.spend(len(chunk))
             digest.update(chunk)
             target.write(chunk)
-        if sha256 is not None and digest.hexdigest() != sha256:
-            raise Damaged("the object has not the SHA-256 that the database knows")
-        if not is_wanted():
-            raise NoLongerWanted
+    if sha256 is not None and digest.hexdigest() != sha256:
+        raise Damaged("the object has not the SHA-256 that the database knows")
     return size
+
+
+def fits(facts: MediaFacts | None, path: str, digest: Digest) -> bool:
+    """Whether a content is what the database says of the file."""
+    if facts is None:
+        return False
+    parsed = parse_path(path)
+    if parsed is not None and parsed.thumbnail is not None:
+        return facts.thumbnail_lengths.get(parsed.thumbnail) == digest.length
+    return facts.length == digest.length and facts.sha256 in (None, digest.sha256)
+
+
+def reason(error: Exception) -> str:
+    """What went wrong, for the operator who is told the path beside it."""
+    if isinstance(error, BackendError):
+        return error.reason
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror
+    return str(error)
+
+
+def run_at_once(
+    threads: ThreadPoolExecutor, work: Callable[[_Item], _Result], items: Iterable[_Item], *, at_most: int
+) -> Iterator[tuple[_Item, Future[_Result]]]:
+    """Do the work in the threads; yields items as they are done, and takes no more than that many at a time."""
+    done: SimpleQueue[Future[_Result]] = SimpleQueue()
+    running: dict[Future[_Result], _Item] = {}
+    try:
+        for item in items:
+            future = threads.submit(work, item)
+            running[future] = item
+            future.add_done_callback(done.put)
+            if len(running) >= at_most:
+                ended = done.get()
+                yield running.pop(ended), ended
+        while running:
+            ended = done.get()
+            yield running.pop(ended), ended
+    finally:
+        for future in running:
+            future.cancel()
 
 
 def etag_proves(store: MediaStore, path: str, info: ObjectInfo) -> bool:

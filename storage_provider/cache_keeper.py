@@ -1,0 +1,130 @@
+"""The thread that keeps the local cache: one pass after another, in one process of those that share the media store."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Callable
+
+from backends.errors import BackendError
+from storage_provider.cache_report import PassReport
+from storage_provider.local_cache import LocalCache
+from storage_provider.media_store import Locked, MediaStore, MediaStoreError
+from storage_provider.settings import ProviderSettings
+from storage_provider.synapse_db import SynapseDbError
+from storage_provider.transfers import BucketFails, Stopped
+
+logger = logging.getLogger(__name__)
+
+_LOCK = "local_cache"
+
+# The comparison of database and disk takes at most one part of so many of the time.
+_REST = 20
+
+_STOP_SECONDS = 5
+
+
+class CacheKeeper:
+    """Runs the passes over a local cache in a thread of its own."""
+
+    def __init__(
+        self,
+        cache: LocalCache,
+        store: MediaStore,
+        settings: ProviderSettings,
+        stop: threading.Event,
+        on_report: Callable[[PassReport], object] = lambda report: None,
+    ) -> None:
+        """`stop` is the event that the cache obeys too; `on_report` is called in the thread, after each pass."""
+        self._cache = cache
+        self._store = store
+        self._settings = settings
+        self._stop = stop
+        self._on_report = on_report
+        self._condition = threading.Condition()
+        self._is_woken = False
+        self._limit_told: str | None = None
+        self._thread: threading.Thread | None = None
+
+    def start(self) -> None:
+        """Begin, if the settings leave anything to do."""
+        if self._cache.has_work and self._thread is None:
+            self._thread = threading.Thread(target=self._run, name="s3-media-cache", daemon=True)
+            self._thread.start()
+
+    def wake(self) -> None:
+        """Have the next pass as early as the rest after the last one allows."""
+        with self._condition:
+            self._is_woken = True
+            self._condition.notify_all()
+
+    def stop(self) -> None:
+        """End the pass under way and the thread; waits for it for a few seconds at most."""
+        self._stop.set()
+        with self._condition:
+            self._condition.notify_all()
+        if self._thread is not None and self._thread is not threading.current_thread():
+            self._thread.join(_STOP_SECONDS)
+
+    # --- in the thread ---
+
+    def _run(self) -> None:
+        while not self._stop.is_set():
+            try:
+                with self._store.lock(_LOCK):
+                    self._keep()
+            except Locked:
+                # Another process keeps the cache; this one takes over when it ends.
+                pass
+            except (MediaStoreError, OSError) as error:
+                logger.warning("The local cache of media cannot be kept: %s", error)
+            self._wait(self._interval)
+
+    def _keep(self) -> None:
+        at_start = self._settings.auto_restore and self._settings.auto_restore_startup
+        if not at_start:
+            self._cache.prepare()
+            self._wait(self._interval)
+        while not self._stop.is_set():
+            self._run_pass()
+            rest = self._cache.scan_seconds * _REST
+            self._wait(max(self._interval, rest), at_least=rest)
+
+    @property
+    def _interval(self) -> float:
+        return self._settings.auto_restore_monitor_interval
+
+    def _run_pass(self) -> None:
+        try:
+            report = self._cache.run_pass()
+        except Stopped:
+            return
+        except (BackendError, BucketFails, SynapseDbError, MediaStoreError, OSError) as error:
+            logger.warning("The local cache of media is not up to date, the next pass tries again: %s", error)
+            return
+        except Exception:
+            # The thread goes on whatever happens: without it the disk would fill up.
+            logger.exception("A pass over the local cache of media failed")
+            return
+        logger.log(logging.WARNING if report.damaged.count else logging.INFO, "%s", report)
+        self._tell_limit(report)
+        self._on_report(report)
+
+    def _tell_limit(self, report: PassReport) -> None:
+        """Say once that there is no room for all that belongs on disk."""
+        if report.limited_by is not None and report.limited_by != self._limit_told:
+            logger.info("Local cache: not all media that belongs on disk is restored, because of %s", report.limited_by)
+        self._limit_told = report.limited_by
+
+    def _wait(self, seconds: float, *, at_least: float = 0.0) -> None:
+        """Wait that long, or until woken, or until the end."""
+        begin = time.monotonic()
+        with self._condition:
+            while not self._stop.is_set():
+                passed = time.monotonic() - begin
+                end = at_least if self._is_woken else seconds
+                if passed >= end:
+                    break
+                self._condition.wait(end - passed)
+            self._is_woken = False

@@ -1,0 +1,195 @@
+"""The local disk as a bounded cache of the bucket: one pass evicts, restores and heals."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Collection
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+
+from backends.base import Backend
+from storage_provider.cache_db import Kind
+from storage_provider.cache_eviction import evict
+from storage_provider.cache_healing import DamagedFile, mend_files, mend_objects
+from storage_provider.cache_pass import CachePass, Gate
+from storage_provider.cache_policy import AgeHistogram, CachePolicy, PathMarks, bands, space_of
+from storage_provider.cache_report import PassReport
+from storage_provider.cache_restore import Restore
+from storage_provider.media_store import MEDIA_ROOTS, MediaStore
+from storage_provider.reconcile import Entry, expected_files, reconcile
+from storage_provider.restoring import bytes_to_leave
+from storage_provider.settings import ProviderSettings
+from storage_provider.synapse_db import FileRow, SynapseDb
+
+_LISTING_INTERVAL_MS = 24 * 3600 * 1000
+
+# So much is mended in one pass; the next one finds the rest.
+_DAMAGED_FILES_IN_A_PASS = 1000
+
+
+@dataclass
+class _Scan:
+    """What comparing the database with the disk has come to, in flat memory."""
+
+    ages: AgeHistogram
+    """Of the files that may be evicted."""
+    bands: list[tuple[int, int | None]]
+    missing: PathMarks = field(default_factory=PathMarks)
+    bands_with_missing: set[int] = field(default_factory=set)
+    damaged: list[DamagedFile] = field(default_factory=list)
+
+
+class LocalCache:
+    """Keeps on disk what belongs there. One process of those that share a media store may do it at a time."""
+
+    def __init__(
+        self,
+        backend: Backend,
+        store: MediaStore,
+        connect: Callable[[], SynapseDb],
+        settings: ProviderSettings,
+        *,
+        stored: Collection[Kind],
+        gate: Gate,
+        stop: threading.Event,
+        workers: int,
+        clock: Callable[[], float] = time.time,
+    ) -> None:
+        """`stored` are the kinds of media that Synapse stores in this bucket; `workers` threads do transfers."""
+        self._backend = backend
+        self._store = store
+        self._connect = connect
+        self._settings = settings
+        self._stored = frozenset(stored)
+        self._gate = gate
+        self._stop = stop
+        self._workers = workers
+        self._clock = clock
+        self._in_vain = PathMarks()
+        self._in_vain_since = clock()
+        self.scan_seconds = 0.0
+        """How long the last comparison of database and disk took, of the pass under way if there is one."""
+
+    @property
+    def has_work(self) -> bool:
+        """Whether the settings leave anything to do."""
+        return self._settings.auto_restore or self._settings.local_cache is not None
+
+    def prepare(self) -> None:
+        """Decide, where it never was, from when on media is to be restored.
+
+        A store that holds media has been without this cache so far: what was unused until now stays
+        where it is. An empty one has lost its disk, or is new: all may come back, also when the first
+        restore is interrupted.
+        """
+        if self._store.offloaded_before() is None:
+            self._store.set_offloaded_before(self._now() if self._store.holds_media() else 0)
+
+    def run_pass(self) -> PassReport:
+        """Scan, evict, restore, heal.
+
+        Raises `BackendError` and `BucketFails`, `SynapseDbError`, `MediaStoreError` and `OSError`,
+        and `Stopped`; what was done until then is complete.
+        """
+        started = time.monotonic()
+        self.prepare()
+        policy = CachePolicy.of(self._settings.local_cache, bytes_to_leave(self._settings, self._store))
+        with (
+            self._connect() as database,
+            ThreadPoolExecutor(self._workers, thread_name_prefix="s3-media-cache") as threads,
+        ):
+            work = CachePass(
+                self._backend,
+                self._store,
+                database,
+                policy,
+                self._gate,
+                self._stored,
+                self._settings.auto_restore,
+                threads,
+                self._workers,
+                self._stop,
+                self._in_vain,
+                self._now(),
+            )
+            self._run(work)
+        work.report.seconds = time.monotonic() - started
+        return work.report
+
+    def _run(self, work: CachePass) -> None:
+        report, store = work.report, self._store
+        if work.heals and self._listing_is_due(work.now):
+            self._in_vain.clear()
+        scan = self._scan(work)
+        on_disk = report.kept.size
+        plan = work.policy.plan(scan.ages, on_disk, store.free_space()[0])
+        if plan is not None:
+            evict(work, plan)
+        on_disk -= report.evicted.size
+        report.over_limit = work.policy.excess(on_disk, store.free_space()[0]) > 0
+        if work.heals:
+            self._restore(work, scan, on_disk)
+            mend_files(work, scan.damaged)
+            if self._listing_is_due(work.now):
+                mend_objects(work)
+                work.check_stop()
+                store.set_listed_at(work.now)
+        report.kept.files += report.restored.files - report.evicted.files
+        report.kept.size += report.restored.size - report.evicted.size
+        if work.policy.max_size is not None:
+            report.room = work.policy.max_size - report.kept.size
+
+    # --- scan ---
+
+    def _scan(self, work: CachePass) -> _Scan:
+        started = time.monotonic()
+        since = work.policy.belongs_since(work.now, self._store.offloaded_before() or 0)
+        scan = _Scan(AgeHistogram(work.now), bands(work.now, since))
+        try:
+            for root in MEDIA_ROOTS:
+                expected = expected_files(work.database, root, refuse=lambda row: _refuse(work, row))
+                for entry in work.gently(reconcile(expected, self._store.walk_files(root))):
+                    _take_in(work, scan, since, entry)
+        finally:
+            self.scan_seconds = work.report.scan_seconds = time.monotonic() - started
+        return scan
+
+    # --- restore ---
+
+    def _restore(self, work: CachePass, scan: _Scan, on_disk: int) -> None:
+        restore = Restore(work, scan.missing, on_disk, self._settings.auto_restore_batch_size)
+        for index, (begin, end) in enumerate(scan.bands):
+            if index in scan.bands_with_missing and not restore.run(begin, end):
+                return
+
+    # --- inside ---
+
+    def _now(self) -> int:
+        return int(self._clock() * 1000)
+
+    def _listing_is_due(self, now: int) -> bool:
+        last = self._store.listed_at()
+        return last is None or not last <= now < last + _LISTING_INTERVAL_MS
+
+
+def _take_in(work: CachePass, scan: _Scan, since: int, entry: Entry) -> None:
+    path, row, file, _ = entry
+    if file is None:
+        if row is not None and row.used >= since and not row.quarantined and path not in work.in_vain:
+            scan.missing.add(path)
+            begins = (index for index, (begin, _) in enumerate(scan.bands) if row.used >= begin)
+            scan.bands_with_missing.add(next(begins))
+        return
+    size = file.state.size
+    work.report.kept.add(space_of(size))
+    if row is None:
+        work.report.without_row.add(size)
+    elif not row.quarantined and file.placed_ms < work.young_since and path not in work.in_vain:
+        scan.ages.add(row.used, size)
+        if size != row.length and work.heals and len(scan.damaged) < _DAMAGED_FILES_IN_A_PASS:
+            scan.damaged.append(DamagedFile(path, row, file.state))
+
+
+def _refuse(work: CachePass, row: FileRow) -> None:
+    work.report.refused.add(f"{row.origin or 'local'} {row.media_id!r}")
