@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import logging
-from collections.abc import Callable, Iterator, Mapping
+import threading
+from collections.abc import Callable, Collection, Iterator, Mapping
 from functools import partial
 from http import HTTPStatus
 from pathlib import Path
@@ -20,15 +21,18 @@ from twisted.python.threadpool import ThreadPool
 from backends import open_backend
 from backends.errors import BackendError, SettingsError
 from backends.selection import choose_backend
+from storage_provider.cache_db import Kind
+from storage_provider.cache_keeper import CacheKeeper
+from storage_provider.cache_report import PassReport
 from storage_provider.complaints import Complaints
 from storage_provider.downloads import Downloads, Threads
 from storage_provider.known_media import KnownMedia, database_arguments
-from storage_provider.media_store import MediaStore
+from storage_provider.local_cache import LocalCache
+from storage_provider.media_store import MediaStore, MediaStoreError
+from storage_provider.read_through import ReadThrough
 from storage_provider.responder import ChunkResponder
-from storage_provider.restoring import bytes_to_leave
 from storage_provider.settings import ProviderSettings
 from storage_provider.startup_check import Problem, find_problem
-from storage_provider.transfers import Digest
 from storage_provider.uploaded_files import UploadedFiles
 from storage_provider.uploads_in_flight import UploadsInFlight
 
@@ -36,16 +40,6 @@ if TYPE_CHECKING:
     from synapse.server import HomeServer
 
 logger = logging.getLogger(__name__)
-
-_WITHOUT_EFFECT = frozenset(
-    {
-        "auto_restore",
-        "auto_restore_startup",
-        "auto_restore_monitor_interval",
-        "auto_restore_batch_size",
-        "local_cache",
-    }
-)
 
 
 class S3StorageProviderBackend(StorageProvider):
@@ -61,11 +55,11 @@ class S3StorageProviderBackend(StorageProvider):
         self._backend = open_backend(settings)
         self._problem: Problem | None = None
         self._complaints = Complaints()
+        self._stop_background = threading.Event()
         self._uploads = UploadsInFlight(self._reactor)
         self._files = UploadedFiles(self._store.root)
-        keeps_local_files = _keeps_local_files(hs)
-        self._reads_through = keeps_local_files and (settings.local_cache is None or settings.local_cache.read_through)
-        if not keeps_local_files:
+        self._keeps_local_files = _keeps_local_files(hs)
+        if not self._keeps_local_files:
             self._files.follow(self._module_api)
             if hs.config.media.dynamic_thumbnails:
                 logger.warning(
@@ -79,18 +73,24 @@ class S3StorageProviderBackend(StorageProvider):
         self._read_threads = self._start_threads("s3-media-read", settings.threadpool_size - half - quarter)
         self._background_threads = self._start_threads("s3-media-background", quarter)
         self._known_media = KnownMedia(database_arguments(hs), self._accessed_media_ids)
+        self._read_through = ReadThrough(settings, self._store, self._known_media, self._evict)
         self._downloads = Downloads(
             self._module_api,
             self._reactor,
             self._backend,
             self._store,
             Threads(self._read_threads, self._download_threads, self._background_threads),
-            may_keep=self._may_keep,
+            may_keep=self._read_through.may_keep if self._reads_through else lambda path, digest: False,
         )
+        kinds = _kinds_to_cache(hs, settings)
+        self._keeper = self._make_keeper(kinds) if kinds and self._keeps_local_files else None
         self._at_shutdown("before", self._uploads.wait)
         self._at_shutdown("during", self._stop)
         self._announce()
         self._check_at_start()
+        self._reactor.callWhenRunning(self._background_threads.callInThread, self._remove_leftovers)
+        if self._keeper is not None:
+            self._reactor.callWhenRunning(self._keeper.start)
 
     def __str__(self) -> str:
         return f"S3StorageProviderBackend[{self._settings.bucket}]"
@@ -143,14 +143,8 @@ class S3StorageProviderBackend(StorageProvider):
         size = body.seek(0, 2)
         body.seek(0)
         self._backend.put(path, body, size)
+        self._read_through.count(size)
         logger.debug("Stored %s (%d bytes)", path, size)
-
-    def _may_keep(self, path: str, digest: Digest) -> bool:
-        """Whether a file that was downloaded may stay in the media store."""
-        if not self._reads_through:
-            return False
-        free, _ = self._store.free_space()
-        return free >= bytes_to_leave(self._settings, self._store) and self._known_media.has(path, digest)
 
     def _accessed_media_ids(self, origin: str) -> list[str]:
         """The media of a server that was accessed in the last minute, which the database does not know yet."""
@@ -192,8 +186,6 @@ class S3StorageProviderBackend(StorageProvider):
         )
         for ignored in settings.misplaced:
             logger.error("Ignored in the config of the media storage provider: %s", ignored)
-        if without_effect := sorted(settings.model_fields_set & _WITHOUT_EFFECT):
-            logger.warning("Without effect in this version: %s", ", ".join(without_effect))
 
     def _check_at_start(self) -> None:
         if self._settings.check_on_startup == "fail":
@@ -212,12 +204,57 @@ class S3StorageProviderBackend(StorageProvider):
         if problem is not None:
             logger.error("Media storage: %s", problem.text)
 
+    def _remove_leftovers(self) -> None:
+        """Remove what a process that was killed has left of its downloads; in a thread."""
+        try:
+            removed = self._store.remove_stale_temporary_files()
+        except OSError as error:
+            logger.warning("Left-over temporary files cannot be removed: %s", error)
+        else:
+            if removed:
+                logger.info("Removed %d temporary files that a killed process had left behind", removed)
+
     def _stop(self) -> None:
         self._downloads.paths.close()
+        self._stop_background.set()
         self._backend.close()
+        if self._keeper is not None:
+            self._keeper.stop()
         for threads in (self._read_threads, self._upload_threads, self._download_threads, self._background_threads):
             threads.stop()
         self._known_media.close()
+
+    # --- the local cache ---
+
+    @property
+    def _reads_through(self) -> bool:
+        cache = self._settings.local_cache
+        return self._keeps_local_files and (cache is None or cache.read_through)
+
+    def _make_keeper(self, kinds: Collection[Kind]) -> CacheKeeper:
+        cache = LocalCache(
+            self._backend,
+            self._store,
+            self._known_media.connect,
+            self._settings,
+            stored=kinds,
+            gate=self._downloads.paths,
+            stop=self._stop_background,
+            workers=max(self._settings.threadpool_size // 4, 1),
+        )
+        try:
+            # Before anything is put into an empty store: it is the sign that the disk was lost.
+            cache.prepare()
+        except (MediaStoreError, OSError) as error:
+            logger.warning("The local cache of media cannot be kept: %s", error)
+        return CacheKeeper(cache, self._store, self._settings, self._stop_background, self._note_pass)
+
+    def _note_pass(self, report: PassReport) -> None:
+        self._read_through.set_room(report.room)
+
+    def _evict(self) -> None:
+        if self._keeper is not None:
+            self._keeper.wake()
 
     # --- errors ---
 
@@ -238,6 +275,18 @@ class S3StorageProviderBackend(StorageProvider):
 def _keeps_local_files(hs: HomeServer) -> bool:
     # The setting came with Synapse 1.146.
     return bool(getattr(hs.config.media, "enable_local_media_storage", True))
+
+
+def _kinds_to_cache(hs: HomeServer, settings: ProviderSettings) -> list[Kind]:
+    """The kinds of media that go into the bucket, where this provider is the one that keeps the local cache.
+
+    That is the first of ours which new media goes into at all; none for the others.
+    """
+    for _, given, wrapper in hs.config.media.media_storage_providers:
+        if isinstance(given, ProviderSettings) and (wrapper.store_local or wrapper.store_remote):
+            kinds: dict[Kind, bool] = {"local": wrapper.store_local, "remote": wrapper.store_remote}
+            return [kind for kind, is_stored in kinds.items() if is_stored] if given is settings else []
+    return []
 
 
 def _refuse_losing_media(hs: HomeServer, settings: ProviderSettings) -> None:

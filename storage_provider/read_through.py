@@ -1,0 +1,56 @@
+"""Which downloads stay in the media store."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+
+from storage_provider.known_media import KnownMedia
+from storage_provider.media_store import MediaStore
+from storage_provider.restoring import bytes_to_leave
+from storage_provider.settings import ProviderSettings
+from storage_provider.transfers import Digest
+
+
+class ReadThrough:
+    """Lets files stay that Synapse's database knows, as far as the limits of the local cache allow; for any thread."""
+
+    def __init__(
+        self, settings: ProviderSettings, store: MediaStore, known_media: KnownMedia, on_no_room: Callable[[], None]
+    ) -> None:
+        """`on_no_room` is called whenever `max_size` is reached: it is time to evict."""
+        self._settings = settings
+        self._store = store
+        self._known_media = known_media
+        self._on_no_room = on_no_room
+        self._lock = threading.Lock()
+        self._room: int | None = None
+
+    def set_room(self, room: int | None) -> None:
+        """Tell how many bytes may be added to the media store; None for no limit."""
+        with self._lock:
+            self._room = room
+
+    def count(self, size: int) -> None:
+        """A file of that many bytes has been added, whether there was room or not."""
+        if not self._take(size, force=True):
+            self._on_no_room()
+
+    def may_keep(self, path: str, digest: Digest) -> bool:
+        """Whether a whole download may stay; its room is taken then."""
+        free, _ = self._store.free_space()
+        if free < bytes_to_leave(self._settings, self._store) or not self._known_media.has(path, digest):
+            return False
+        if not self._take(digest.length, force=False):
+            self._on_no_room()
+            return False
+        return True
+
+    def _take(self, size: int, *, force: bool) -> bool:
+        with self._lock:
+            if self._room is None:
+                return True
+            fits = size <= self._room
+            if fits or force:
+                self._room -= size
+            return fits
