@@ -391,13 +391,12 @@ class TestTheDatabase:
     def test_can_be_written_by_synapse_while_it_is_read(
         self, synapse_database: SynapseDatabase, database: SynapseDb
     ) -> None:
-        for number in range(10):
-            synapse_database.add_local(f"abcdef{number}")
-        rows = database.unused_before(9999)
+        add_many(synapse_database, 10_000)  # more than are fetched at once
+        rows = database.unused_before(9999, "local")
         next(rows)
         synapse_database.execute("UPDATE local_media_repository SET last_access_ts = 5")
         synapse_database.add_local("another")
-        assert len(list(rows)) == 9
+        assert len(list(rows)) == 4999
 
     def test_has_no_open_connection_after_an_iterator_was_given_up(
         self, synapse_database: SynapseDatabase, monkeypatch: pytest.MonkeyPatch
