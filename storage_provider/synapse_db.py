@@ -445,9 +445,7 @@ class _Sqlite:
 
     def stream(self, sql: str, arguments: Row) -> Iterator[Row]:
         with contextlib.closing(self._connect()) as connection, self._as_database_error():
-            # Set aside, in a temporary file: as long as a statement reads the database, Synapse cannot write to it.
-            connection.execute(f"CREATE TEMP TABLE streamed AS {sql}", arguments)
-            cursor = connection.execute("SELECT * FROM streamed ORDER BY rowid")
+            cursor = connection.execute(sql, arguments)
             while rows := cursor.fetchmany(_ROWS_A_FETCH):
                 yield from rows
 
