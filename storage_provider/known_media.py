@@ -39,6 +39,7 @@ class KnownMedia:
         self._accessed_media_ids = accessed_media_ids
         self._lock = threading.Lock()
         self._database: SynapseDb | None = None
+        self._is_closed = False
 
     def connect(self) -> SynapseDb:
         """Open another connection. Raises `SynapseDbError`."""
@@ -56,12 +57,16 @@ class KnownMedia:
             return False
 
     def close(self) -> None:
+        """Close the connection; nothing is known any more."""
         with self._lock:
+            self._is_closed = True
             if self._database is not None:
                 self._database.close()
 
     def _fits(self, file: MediaFile, digest: Digest) -> bool:
         with self._lock:
+            if self._is_closed:
+                return False
             if self._database is None:
                 self._database = self.connect()
         facts = self._database.facts_of_file(file.media, self._media_ids(file.media))

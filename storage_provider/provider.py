@@ -16,6 +16,8 @@ from synapse.media._base import FileInfo, Responder
 from synapse.media.storage_provider import StorageProvider
 from synapse.module_api import ModuleApi
 from synapse.module_api.errors import ConfigError
+from twisted.internet.defer import Deferred
+from twisted.internet.threads import deferToThreadPool
 from twisted.python.threadpool import ThreadPool
 
 from backends import open_backend
@@ -40,6 +42,8 @@ if TYPE_CHECKING:
     from synapse.server import HomeServer
 
 logger = logging.getLogger(__name__)
+
+_LONGEST_WAIT_SECONDS = 10
 
 
 class S3StorageProviderBackend(StorageProvider):
@@ -85,6 +89,7 @@ class S3StorageProviderBackend(StorageProvider):
         kinds = _kinds_to_cache(hs, settings)
         self._keeper = self._make_keeper(kinds) if kinds and self._keeps_local_files else None
         self._at_shutdown("before", self._uploads.wait)
+        self._at_shutdown("before", self._end_background_work)
         self._at_shutdown("during", self._stop)
         self._announce()
         self._check_at_start()
@@ -214,15 +219,22 @@ class S3StorageProviderBackend(StorageProvider):
             if removed:
                 logger.info("Removed %d temporary files that a killed process had left behind", removed)
 
-    def _stop(self) -> None:
-        self._downloads.paths.close()
+    def _end_background_work(self) -> Deferred[None]:
+        """Leave Synapse's database before Synapse does: the last one to leave SQLite has to tidy its journal up."""
         self._stop_background.set()
-        self._backend.close()
+        ended: Deferred[None] = deferToThreadPool(self._reactor, self._background_threads, self._close_database)
+        return ended.addTimeout(_LONGEST_WAIT_SECONDS, self._reactor, onTimeoutCancel=lambda *_: None)
+
+    def _close_database(self) -> None:
         if self._keeper is not None:
             self._keeper.stop()
+        self._known_media.close()
+
+    def _stop(self) -> None:
+        self._downloads.paths.close()
+        self._backend.close()
         for threads in (self._read_threads, self._upload_threads, self._download_threads, self._background_threads):
             threads.stop()
-        self._known_media.close()
 
     # --- the local cache ---
 

@@ -74,6 +74,8 @@ class OpenSite:
             "region_name": server.region,
             "prefix": "media",
             "verify": server.verify,
+            # What it does in the background would be seen among the requests of a test.
+            "auto_restore": False,
             **(storage or {}),
         }
         homeserver = Homeserver(directory, values, database=block, **options)
