@@ -39,7 +39,8 @@ Value = TypeVar("Value")
 # come early, a slow line lets readers go on often, and a fast one costs few changes of threads.
 _SMALLEST_STEP = 64 << 10
 _LARGEST_STEP = 512 << 10
-_QUICK_SECONDS = 0.05
+_GROWTH = 8
+_QUICK_SECONDS = 0.02
 _SLOW_SECONDS = 0.5
 
 # What stays free on the disk besides the files that are being downloaded, so that others can go on writing.
@@ -47,6 +48,10 @@ _RESERVE_BYTES = 16 << 20
 
 # Somebody else may take away the directories that were made for a file, or make a copy at the same path.
 _PLACE_ATTEMPTS = 5
+
+
+# Linux only: https://man7.org/linux/man-pages/man2/preadv2.2.html
+_NOT_WAITING: int | None = getattr(os, "RWF_NOWAIT", None)
 
 
 @dataclass(frozen=True)
@@ -80,6 +85,7 @@ class Downloads:
         self._reactor = reactor
         self._threads = threads
         self._downloads: dict[str, _Download] = {}
+        self._buffer = memoryview(bytearray(CHUNK_BYTES))
 
     async def fetch(self, path: str) -> ChunkSource | None:
         """The content of an object; None where there is none.
@@ -121,6 +127,16 @@ class Downloads:
     def do_in_background(self, function: Callable[[], Any]) -> Deferred[Any]:
         return deferToThreadPool(self._reactor, self._threads.background, function)
 
+    def read_cached(self, descriptor: int, length: int, offset: int) -> bytes | None:
+        """What memory holds of a file; None where the disk would have to be waited for, or nobody can tell."""
+        if _NOT_WAITING is None:
+            return None
+        try:
+            count = os.preadv(descriptor, [self._buffer[:length]], offset, _NOT_WAITING)
+        except OSError:
+            return None
+        return bytes(self._buffer[:count])
+
     async def read_in_thread(self, function: Callable[[], bytes]) -> bytes:
         return await self._module_api.defer_to_threadpool(self._threads.opening, function)
 
@@ -144,6 +160,8 @@ class _Opened:
     reader: ResumingReader | None = None
     file: TemporaryFile | None = None
     """Where the content of a larger one goes; None where the disk has no room for it."""
+    first: bytes = b""
+    """The beginning, which is in the file already."""
 
 
 class _Download:
@@ -164,8 +182,10 @@ class _Download:
         self._digest = hashlib.sha256()
         self._step_bytes = _SMALLEST_STEP
         self._changed = Signal()
+        self._latest = b""
+        self._latest_at = 0
         self._users = 0
-        self._is_moving = False
+        self._is_moving = True
         # About its place in the media store:
         self._copies = 0
         self._placements = 0
@@ -230,8 +250,10 @@ class _Download:
         length = min(CHUNK_BYTES, self._available - offset)
         if self._content is not None:
             return self._content[offset : offset + length]
+        if 0 <= offset - self._latest_at < len(self._latest):
+            return self._latest[offset - self._latest_at :][:length]
         descriptor = _present(self._file).file.fileno()
-        chunk = _read_cached(descriptor, length, offset)
+        chunk = self._downloads.read_cached(descriptor, length, offset)
         if chunk is None:
             chunk = await self._downloads.read_in_thread(lambda: os.pread(descriptor, length, offset))
         return chunk or None
@@ -257,14 +279,24 @@ class _Download:
     # --- from the bucket into the file ---
 
     def _open(self) -> _Opened:
-        """Ask for the object; in a thread."""
+        """Ask for the object, and fetch its beginning; in a thread."""
         backend = self._downloads.backend
         opened = backend.open(self.path)
         info, reader = opened.info, ResumingReader(backend, opened.info, 0, opened)
         if info.size <= CHUNK_BYTES:
             with contextlib.closing(reader):
                 return _Opened(info, content=reader.read(CHUNK_BYTES))
-        return _Opened(info, reader=reader, file=self._make_room(info.size))
+        file = self._make_room(info.size)
+        if file is None:
+            return _Opened(info, reader=reader)
+        try:
+            return _Opened(info, reader=reader, file=file, first=self._transfer(reader, file, 0))
+        except BaseException as error:
+            reader.close()
+            file.discard()
+            if isinstance(error, OSError):
+                return _Opened(info)
+            raise
 
     def _make_room(self, size: int) -> TemporaryFile | None:
         """A file that there is room for on the disk, or None; in a thread."""
@@ -280,38 +312,38 @@ class _Download:
         self._info = opened.info
         self._content, self._reader, self._file = opened.content, opened.reader, opened.file
         if opened.content is not None:
-            self._available = opened.info.size
             self._digest.update(opened.content)
-        elif opened.file is not None:
-            self._move()
-        else:
+        elif opened.file is None:
             self._is_to_stay = False
             self._downloads.forget(self)
-        self._changed.fire()
-        self.place_if_possible()
-        self._end_if_unused()
+        self._has_moved(opened.content or opened.first)
 
     def _move(self) -> None:
         self._is_moving = True
-        self._downloads.move_in_thread(self._transfer).addCallbacks(self._has_moved, self._has_failed)
+        step = partial(self._transfer, _present(self._reader), _present(self._file), self._available)
+        self._downloads.move_in_thread(step).addCallbacks(self._has_moved, self._has_failed)
 
-    def _transfer(self) -> int:
-        """Move some bytes, and tell how many; in a thread."""
+    def _transfer(self, reader: ResumingReader, file: TemporaryFile, offset: int) -> bytes:
+        """Move some bytes into the file, and return them; in a thread."""
         started = time.monotonic()
-        chunk = _present(self._reader).read(self._step_bytes)
+        chunk = reader.read(self._step_bytes)
         self._digest.update(chunk)
-        _write_all(_present(self._file).file.fileno(), chunk, self._available)
+        _write_all(file.file.fileno(), chunk, offset)
         took = time.monotonic() - started
         if took < _QUICK_SECONDS:
-            self._step_bytes = min(self._step_bytes * 2, _LARGEST_STEP)
+            self._step_bytes = min(self._step_bytes * _GROWTH, _LARGEST_STEP)
         elif took > _SLOW_SECONDS:
             self._step_bytes = max(self._step_bytes // 2, _SMALLEST_STEP)
-        return len(chunk)
+        return chunk
 
-    def _has_moved(self, count: int) -> None:
+    def _has_moved(self, chunk: bytes) -> None:
         self._is_moving = False
-        self._available += count
-        if not self._is_whole and self._users:
+        self._latest, self._latest_at = chunk, self._available
+        self._available += len(chunk)
+        if self._is_whole:
+            # Readers that stall keep the download, but need not keep this.
+            self._latest = b""
+        elif self._users and self._file is not None:
             self._move()
         self._changed.fire()
         self.place_if_possible()
@@ -336,7 +368,12 @@ class _Download:
         self._downloads.forget(self)
         if self._reader is not None:
             self._reader.close()
-        if self._file is not None:
+        if self._file is None:
+            return
+        if self._placements:
+            # No more than a name goes.
+            self._file.discard()
+        else:
             self._downloads.do_in_background(self._file.discard)
 
     # --- from the file into the media store ---
@@ -475,22 +512,6 @@ def _present(value: Value | None) -> Value:
     if value is None:
         raise RuntimeError("a download is not in the state that it should be in")
     return value
-
-
-# Linux only: https://man7.org/linux/man-pages/man2/preadv2.2.html
-_NOT_WAITING: int | None = getattr(os, "RWF_NOWAIT", None)
-
-
-def _read_cached(descriptor: int, length: int, offset: int) -> bytes | None:
-    """What memory holds of a file; None where the disk would have to be waited for, or nobody can tell."""
-    if _NOT_WAITING is None:
-        return None
-    buffer = bytearray(length)
-    try:
-        count = os.preadv(descriptor, [buffer], offset, _NOT_WAITING)
-    except OSError:
-        return None
-    return bytes(memoryview(buffer)[:count])
 
 
 def _write_all(descriptor: int, content: bytes, offset: int) -> None:

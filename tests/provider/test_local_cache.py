@@ -176,7 +176,7 @@ def test_what_the_command_line_has_removed_on_purpose_does_not_come_back(open_si
     configuration = str(site.homeserver.directory / "homeserver.yaml")
     subprocess.run(
         [
-            "python3",
+            sys.executable,
             root / "scripts" / "s3_media_upload",
             "sync",
             "--homeserver-config-path",
