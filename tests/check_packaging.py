@@ -46,7 +46,7 @@ def main() -> None:
         members = {member.name.partition("/")[2] for member in archive if member.isfile()}
     tests = {path.relative_to(ROOT).as_posix() for path in (ROOT / "tests").rglob("*.py")}
     sources = {path.replace(f"{name}-{version}.data/", "") for path in expected}
-    report("sdist", sources | tests | {"LICENSE", "tox.ini"}, members, exactly=False)
+    report("sdist", sources | tests | {"LICENSE", "tox.ini", "docs/local-cache.md"}, members, exactly=False)
 
     environment = directory / "venv"
     venv.create(environment, clear=True, with_pip=True)
