@@ -35,12 +35,13 @@ logger = logging.getLogger(__name__)
 
 Value = TypeVar("Value")
 
-# What a thread moves before it returns to the reactor. It grows as long as that is quick, so that the first bytes
-# come early, a slow line lets readers go on often, and a fast one costs few changes of threads.
+# A thread goes on for so long before it returns to the reactor: a change of threads costs as much as moving 100 KiB.
+_TURN_SECONDS = 0.01
+
+# What it reads at once: little, so that the first bytes come early and a slow line lets readers go on often, and more
+# where that is quick.
 _SMALLEST_STEP = 64 << 10
-_LARGEST_STEP = 512 << 10
-_GROWTH = 8
-_QUICK_SECONDS = 0.02
+_LARGEST_STEP = 256 << 10
 _SLOW_SECONDS = 0.5
 
 # What stays free on the disk besides the files that are being downloaded, so that others can go on writing.
@@ -151,17 +152,26 @@ class Downloads:
 
 
 @dataclass(frozen=True)
+class _Moved:
+    """What a thread has brought."""
+
+    count: int
+    """Bytes."""
+    latest: bytes = b""
+    """The end of it, for readers that keep up."""
+
+
+@dataclass(frozen=True)
 class _Opened:
     """An object whose headers are in."""
 
     info: ObjectInfo
+    moved: _Moved = _Moved(0)
     content: bytes | None = None
     """All of a small object."""
     reader: ResumingReader | None = None
     file: TemporaryFile | None = None
     """Where the content of a larger one goes; None where the disk has no room for it."""
-    first: bytes = b""
-    """The beginning, which is in the file already."""
 
 
 class _Download:
@@ -285,12 +295,13 @@ class _Download:
         info, reader = opened.info, ResumingReader(backend, opened.info, 0, opened)
         if info.size <= CHUNK_BYTES:
             with contextlib.closing(reader):
-                return _Opened(info, content=reader.read(CHUNK_BYTES))
+                content = reader.read(CHUNK_BYTES)
+                return _Opened(info, _Moved(len(content)), content)
         file = self._make_room(info.size)
         if file is None:
             return _Opened(info, reader=reader)
         try:
-            return _Opened(info, reader=reader, file=file, first=self._transfer(reader, file, 0))
+            return _Opened(info, self._transfer(reader, file, 0), reader=reader, file=file)
         except BaseException as error:
             reader.close()
             file.discard()
@@ -316,30 +327,32 @@ class _Download:
         elif opened.file is None:
             self._is_to_stay = False
             self._downloads.forget(self)
-        self._has_moved(opened.content or opened.first)
+        self._has_moved(opened.moved)
 
     def _move(self) -> None:
         self._is_moving = True
         step = partial(self._transfer, _present(self._reader), _present(self._file), self._available)
         self._downloads.move_in_thread(step).addCallbacks(self._has_moved, self._has_failed)
 
-    def _transfer(self, reader: ResumingReader, file: TemporaryFile, offset: int) -> bytes:
-        """Move some bytes into the file, and return them; in a thread."""
-        started = time.monotonic()
-        chunk = reader.read(self._step_bytes)
-        self._digest.update(chunk)
-        _write_all(file.file.fileno(), chunk, offset)
-        took = time.monotonic() - started
-        if took < _QUICK_SECONDS:
-            self._step_bytes = min(self._step_bytes * _GROWTH, _LARGEST_STEP)
-        elif took > _SLOW_SECONDS:
-            self._step_bytes = max(self._step_bytes // 2, _SMALLEST_STEP)
-        return chunk
+    def _transfer(self, reader: ResumingReader, file: TemporaryFile, offset: int) -> _Moved:
+        """Move bytes into the file for the length of a turn; in a thread."""
+        began = started = time.monotonic()
+        count = 0
+        while chunk := reader.read(self._step_bytes):
+            self._digest.update(chunk)
+            _write_all(file.file.fileno(), chunk, offset + count)
+            count += len(chunk)
+            now = time.monotonic()
+            self._step_bytes = _LARGEST_STEP if now - started < _SLOW_SECONDS else _SMALLEST_STEP
+            if now - began >= _TURN_SECONDS:
+                break
+            started = now
+        return _Moved(count, chunk)
 
-    def _has_moved(self, chunk: bytes) -> None:
+    def _has_moved(self, moved: _Moved) -> None:
         self._is_moving = False
-        self._latest, self._latest_at = chunk, self._available
-        self._available += len(chunk)
+        self._available += moved.count
+        self._latest, self._latest_at = moved.latest, self._available - len(moved.latest)
         if self._is_whole:
             # Readers that stall keep the download, but need not keep this.
             self._latest = b""
