@@ -69,7 +69,7 @@ def set_up() -> None:
 
 def run(environment: Environment, module: str, arguments: Sequence[str]) -> int:
     """Run one of the checkout's modules; its exit code."""
-    command = [environment.python, "-m", module, *arguments]
+    command = [str(environment.python), "-m", module, *arguments]
     return subprocess.run(command, cwd=ROOT, env=os.environ | {"PYTHONPATH": str(ROOT)}).returncode
 
 

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tests.bench import report
+from tests.bench.conditions import conditions
+from tests.bench.environments import ROOT
 from tests.bench.report import Row
 
 
@@ -61,11 +63,11 @@ def finish(
 
     A quick run misses no target: its numbers are too small to say anything.
     """
-    section = report.markdown(title, rows, conditions=report.conditions(server_versions, directory), notes=notes)
+    section = report.markdown(title, rows, conditions=conditions(server_versions, directory), notes=notes)
     print(section)
     if options.is_whole:
         report.write_section(options.program, section)
-        report.say(f"Written to {report.DOCUMENT.relative_to(report.ROOT)}.")
+        report.say(f"Written to {report.DOCUMENT.relative_to(ROOT)}.")
     else:
         report.say("Nothing was written: only a run of all parts, without --quick, is published.")
     missed = [row for row in rows if row.is_met is False]

@@ -2,25 +2,21 @@
 
 samples = alternate({"theirs": upload_by_theirs, "ours": upload_by_ours}, rounds=5, unit="s")
 row = ratio("3,000 files", samples["theirs"], samples["ours"], at_least=5)
-section = markdown("s3_media_upload", [row], conditions=conditions(["MinIO …"], directory), notes=["…"])
+section = markdown("s3_media_upload", [row], conditions=["2026-11-01, a machine"], notes=["…"])
 write_section("upload", section)
 """
 
 from __future__ import annotations
 
-import datetime
-import os
-import platform
 import re
 import statistics
-import subprocess
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import cycle, islice
 from pathlib import Path
 
-from tests.bench.environments import OURS, PEER, PEER_PACKAGE, ROOT
+from tests.bench.environments import ROOT
 
 DOCUMENT = ROOT / "docs" / "benchmarks.md"
 
@@ -31,9 +27,6 @@ Written by `./scripts/bench upload` and `./scripts/bench serve`, each of which r
 between programs that ran in turns, on the same files and against the same server; the numbers in brackets are the lowest
 and the highest of all rounds.
 """
-
-# What the measurements depend on most; Synapse and everything shared is of one version in both environments.
-_PACKAGES = ("matrix-synapse", "twisted", "boto3", "botocore", "minio", "urllib3", "psycopg2-binary")
 
 
 @dataclass(frozen=True)
@@ -128,19 +121,6 @@ def markdown(title: str, rows: Iterable[Row], *, conditions: Iterable[str], note
     return "\n".join(lines).rstrip() + "\n"
 
 
-def conditions(server_versions: Iterable[str], directory: Path) -> list[str]:
-    """Date, machine and versions; `directory` is where files and servers keep their data."""
-    ours, theirs = OURS.versions(), PEER.versions()
-    installed = [f"{name} {ours[name]}" for name in _PACKAGES if name in ours]
-    return [
-        f"{datetime.datetime.now(datetime.timezone.utc):%Y-%m-%d}, {_machine()}",
-        f"data on {_file_system(directory)}, server and clients on the same machine",
-        f"{PEER_PACKAGE} {theirs[PEER_PACKAGE]} (“theirs”) and this package at {_commit()} (“ours”)",
-        f"Python {ours['python']}, {', '.join(installed)}",
-        ", ".join(server_versions),
-    ]
-
-
 def write_section(name: str, section: str, document: Path = DOCUMENT) -> None:
     """Put a section into the document, in place of the one that this name stood for."""
     text = document.read_text() if document.exists() else _INTRODUCTION
@@ -168,28 +148,3 @@ def _number(number: float) -> str:
         return f"{number:,.0f}"
     digits = max(0, 2 - (len(str(int(abs(number)))) - 1)) if abs(number) >= 1 else 3
     return f"{number:.{digits}f}"
-
-
-def _machine() -> str:
-    model = re.search(r"^model name\s*: (.*)$", Path("/proc/cpuinfo").read_text(), re.MULTILINE)
-    memory = re.search(r"^MemTotal:\s*(\d+) kB$", Path("/proc/meminfo").read_text(), re.MULTILINE)
-    cores = len(os.sched_getaffinity(0))
-    gibibytes = f"{int(memory[1]) / (1 << 20):.0f} GiB" if memory else "unknown"
-    return f"{model[1] if model else platform.machine()}, {cores} cores, {gibibytes} of memory, {platform.release()}"
-
-
-def _file_system(directory: Path) -> str:
-    """The type of the file system that holds a directory: the longest mount point above it."""
-    resolved = directory.resolve()
-    mounts = [line.split()[1:3] for line in Path("/proc/mounts").read_text().splitlines()]
-    above = [(len(point), kind) for point, kind in mounts if resolved.is_relative_to(point)]
-    return max(above)[1] if above else "an unknown file system"
-
-
-def _commit() -> str:
-    command = ["git", "-C", str(ROOT), "describe", "--always", "--dirty", "--exclude=*"]
-    try:
-        done = subprocess.run(command, capture_output=True, text=True, check=True)
-    except (OSError, subprocess.CalledProcessError):
-        return "an unknown commit"
-    return done.stdout.strip()

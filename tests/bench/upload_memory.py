@@ -1,0 +1,67 @@
+"""The memory that `sync --delete` takes with as many media as a big homeserver has.
+
+As many rows in Synapse's database, empty files on the disk and objects in the bucket: `sync` reads all rows
+into cache.db, compares that with the disk, lists the bucket, proves every object by its ETag, asks the
+database again, and removes every file.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable
+from pathlib import Path
+
+from storage_provider.media_store import Media, content_path
+from tests.backends.scripted_server import ScriptedServer, from_request
+from tests.bench.listed_bucket import ListedBucket, NumberedMedia
+from tests.bench.measured import Measured
+from tests.bench.media import fill
+from tests.bench.report import Row, Samples, say, value
+from tests.bench.upload_site import Job, Site, Tool, WrongResult
+
+_MOST_MIB = 150
+_MOST_GROWTH_MIB = 10
+"""What counts as flat: ten bytes for each further row."""
+
+
+def measure_memory(site: Site, tools: Iterable[Tool], few: int, many: int) -> list[Row]:
+    """The peak with many media, and what it is more than with a few."""
+    rows = []
+    for tool in tools:
+        first, last = (_sync(site, tool, number) for number in (few, many))
+        what = f"`sync --delete` of {many:,} media, peak memory: {tool.name}"
+        measured = f"{few:,} media {first.peak_mib:.0f} MiB in {first.seconds:.0f} s"
+        measured += f", {many:,} media {last.peak_mib:.0f} MiB in {last.seconds:.0f} s"
+        rows.append(value(what, Samples(measured, "MiB", (last.peak_mib,)), at_most=_MOST_MIB))
+        growth = Samples("", "MiB", (last.peak_mib - first.peak_mib,))
+        rows.append(value(f"… more than for {few:,} media", growth, at_most=_MOST_GROWTH_MIB))
+    return rows
+
+
+def _sync(site: Site, tool: Tool, number: int) -> Measured:
+    media = NumberedMedia(number)
+    say(f"memory: making {number:,} rows and files …")
+    fill(site.database, media, 0)
+    store = site.new_directory("store")
+    _write_empty_files(store, media)
+    bucket = ListedBucket(media)
+    with ScriptedServer([from_request(bucket.answer)]) as server:
+        job = Job(site, tool, store, site.new_directory(tool.name), "media", server.endpoint)
+        job.write_homeserver_yaml()
+        measured = job.run("sync", "--older-than", "0d", "--delete", "--json", *tool.options)
+    job.check_no_files()
+    if bucket.pages < number // 1000:
+        raise WrongResult(f"{tool.name} read {bucket.pages} pages of the bucket's listing, which is not all of it")
+    say(f"memory: {tool.name}, {number:,} media: {measured.peak_mib:.0f} MiB, {measured.seconds:.0f} s")
+    return measured
+
+
+def _write_empty_files(store: Path, media: Iterable[Media]) -> None:
+    made = ""
+    for each in media:
+        path = content_path(each)
+        directory = path.rpartition("/")[0]
+        if directory != made:
+            (store / directory).mkdir(parents=True)
+            made = directory
+        os.close(os.open(store / path, os.O_CREAT | os.O_WRONLY))
