@@ -36,13 +36,16 @@ class Samples:
     name: str
     unit: str
     values: tuple[float, ...]
+    note: str = ""
+    """What is told beside them."""
 
     @property
     def median(self) -> float:
         return statistics.median(self.values)
 
     def __str__(self) -> str:
-        return f"{self.name} {_spread(self.values, self.unit)}"
+        note = f" ({self.note})" if self.note else ""
+        return f"{self.name} {_spread(self.values, self.unit)}{note}"
 
 
 @dataclass(frozen=True)

@@ -15,18 +15,20 @@ from __future__ import annotations
 
 import compileall
 import contextlib
+import functools
 import shutil
 import signal
+import statistics
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from tests.bench.conditions import database_version, server_version
 from tests.bench.delaying_proxy import DelayingProxy
 from tests.bench.environments import ROOT
-from tests.bench.measured import CommandFailed
+from tests.bench.measured import CommandFailed, Measured
 from tests.bench.media import fill, make_synapse_database, random_media, write_files
 from tests.bench.options import Options, finish
 from tests.bench.report import Row, Samples, alternate, ratio, say, value
@@ -76,26 +78,37 @@ class Bench:
         return f"{self.numbers.files:,} files of {_FILE_BYTES >> 10} KiB, {does}"
 
     def compare(
-        self, part: str, what: str, run: Callable[[Tool], float], rounds: int, minio: float, boto3: float
-    ) -> list[Row]:
-        """Measure seconds of theirs and of both of ours, which must be so many times faster."""
-        contestants = {tool.name: lambda tool=tool: run(tool) for tool in _CONTESTANTS}
+        self, part: str, what: str, run: Callable[[Tool], Measured], rounds: int, minio: float, boto3: float
+    ) -> tuple[list[Row], dict[Tool, list[Measured]]]:
+        """Measure theirs and both of ours, which must be so many times faster; the rows, and all that was measured."""
+        runs: dict[Tool, list[Measured]] = {tool: [] for tool in _CONTESTANTS}
+
+        def seconds(tool: Tool) -> float:
+            measured = run(tool)
+            runs[tool].append(measured)
+            return measured.seconds
+
+        contestants = {tool.name: functools.partial(seconds, tool) for tool in _CONTESTANTS}
         samples = alternate(contestants, self.options.rounds_or(rounds), "s", part)
+        for tool, measured in runs.items():
+            cpu = statistics.median(each.cpu_seconds for each in measured)
+            samples[tool.name] = replace(samples[tool.name], note=f"{cpu:.2f} s of CPU")
         theirs = samples[THEIRS.name]
-        return [
+        rows = [
             ratio(f"{what}: {tool.name}", theirs, samples[tool.name], at_least=target)
             for tool, target in ((MINIO, minio), (BOTO3, boto3))
         ]
+        return rows, runs
 
 
 def fast(bench: Bench) -> list[Row]:
     """`upload` of small files to a server near by."""
     store = bench.small_files()
 
-    def run(tool: Tool) -> float:
+    def run(tool: Tool) -> Measured:
         return _upload_all(bench, bench.site.job(tool, store))
 
-    return bench.compare("fast", bench.what("`upload`"), run, 5, minio=5, boto3=2.5)
+    return bench.compare("fast", bench.what("`upload`"), run, 5, minio=5, boto3=2.5)[0]
 
 
 def distant(bench: Bench) -> list[Row]:
@@ -103,11 +116,11 @@ def distant(bench: Bench) -> list[Row]:
     store = bench.small_files()
     with DelayingProxy(bench.site.server.endpoint, _DELAY_SECONDS) as proxy:
 
-        def run(tool: Tool) -> float:
+        def run(tool: Tool) -> Measured:
             return _upload_all(bench, bench.site.job(tool, store, proxy.url))
 
         what = bench.what(f"`upload`, {_DELAY_SECONDS * 1000:.0f} ms more a request")
-        return bench.compare("distant", what, run, 2, minio=30, boto3=15)
+        return bench.compare("distant", what, run, 2, minio=30, boto3=15)[0]
 
 
 def again(bench: Bench) -> list[Row]:
@@ -118,17 +131,17 @@ def again(bench: Bench) -> list[Row]:
         say(f"again: {tool.name} uploads for the first time …")
         _upload_all(bench, job)
 
-    def run(tool: Tool) -> float:
-        return jobs[tool].upload().seconds
+    def run(tool: Tool) -> Measured:
+        return jobs[tool].upload()
 
-    return bench.compare("again", bench.what("`upload` when all is there"), run, 5, minio=20, boto3=20)
+    return bench.compare("again", bench.what("`upload` when all is there"), run, 5, minio=20, boto3=20)[0]
 
 
 def delete(bench: Bench) -> list[Row]:
     """`upload --delete` of small files that are not in the bucket yet."""
     master = bench.small_files()
 
-    def run(tool: Tool) -> float:
+    def run(tool: Tool) -> Measured:
         store = bench.site.new_directory("store")
         shutil.copytree(master, store, dirs_exist_ok=True)
         job = bench.site.job(tool, store)
@@ -136,9 +149,9 @@ def delete(bench: Bench) -> list[Row]:
         measured = job.upload("--delete")
         job.check_objects(bench.numbers.files)
         job.check_no_files()
-        return measured.seconds
+        return measured
 
-    return bench.compare("delete", bench.what("`upload --delete`"), run, 5, minio=5, boto3=5)
+    return bench.compare("delete", bench.what("`upload --delete`"), run, 5, minio=5, boto3=5)[0]
 
 
 def large(bench: Bench) -> list[Row]:
@@ -149,21 +162,19 @@ def large(bench: Bench) -> list[Row]:
     store = bench.site.new_directory("large")
     say(f"Writing {_LARGE_FILES} files of {size >> 20} MiB …")
     write_files(store, media, size)
-    peaks: dict[str, list[float]] = {tool.name: [] for tool in _CONTESTANTS}
 
-    def run(tool: Tool) -> float:
+    def run(tool: Tool) -> Measured:
         job = bench.site.job(tool, store)
         job.update()
         measured = job.upload()
         job.check_objects(_LARGE_FILES)
         job.empty_bucket()
-        peaks[tool.name].append(measured.peak_mib)
-        return measured.seconds
+        return measured
 
     what = f"{_LARGE_FILES} files of {size >> 20} MiB, `upload`"
-    rows = bench.compare("large", what, run, 3, minio=1, boto3=1)
+    rows, runs = bench.compare("large", what, run, 3, minio=1, boto3=1)
     for tool in (MINIO, BOTO3, THEIRS):
-        samples = Samples("", "MiB", tuple(peaks[tool.name]))
+        samples = Samples("", "MiB", tuple(measured.peak_mib for measured in runs[tool]))
         rows.append(value(f"{what}, peak memory: {tool.name}", samples, at_most=None if tool is THEIRS else 250))
     return rows
 
@@ -182,11 +193,11 @@ _NOTES = (
 )
 
 
-def _upload_all(bench: Bench, job: Job) -> float:
+def _upload_all(bench: Bench, job: Job) -> Measured:
     job.update()
     measured = job.upload()
     job.check_objects(bench.numbers.files)
-    return measured.seconds
+    return measured
 
 
 def main() -> int:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 import yaml
 
+from storage_provider.media_store import MEDIA_ROOTS
 from tests.bench.environments import OURS, PEER, ROOT
 from tests.bench.measured import Measured, run_measured
 from tests.jobs.conftest import SynapseDatabase
@@ -132,7 +133,7 @@ class Job:
 
     def check_no_files(self) -> None:
         """See that nothing is left in the store. Raises `WrongResult`."""
-        left = sum(1 for root in self.store.glob("*_*") for path in root.rglob("*") if path.is_file())
+        left = sum(1 for root in MEDIA_ROOTS for path in (self.store / root).rglob("*") if path.is_file())
         if left:
             raise WrongResult(f"{self.tool.name} left {left} files on the disk")
 
