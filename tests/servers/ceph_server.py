@@ -56,7 +56,8 @@ mon_data = {home}/mon
 [osd]
 osd_data = {home}/osd
 osd_objectstore = bluestore
-bluestore_block_size = 8589934592
+# A sparse file. What is deleted stays for hours, and the benchmarks write some 13 GiB.
+bluestore_block_size = 34359738368
 bluestore_block_create = true
 osd_memory_target = 1073741824
 osd_op_num_shards = 2
