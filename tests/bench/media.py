@@ -20,6 +20,7 @@ from tests.servers import ServerPool, ServerUnavailable, make_database
 _ORIGINS = ("a.example", "b.example:8448", "c.example")
 _BEFORE_ALL = 1000
 _ROWS_AT_ONCE = 10_000
+_CHUNK_BYTES = 1 << 20
 
 
 def make_synapse_database(pool: ServerPool, directory: Path) -> SynapseDatabase:
@@ -50,7 +51,9 @@ def write_files(store: Path, media: Iterable[Media], size: int) -> None:
     for each in media:
         path = store / content_path(each)
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(chance.randbytes(size))
+        with path.open("wb") as file:
+            for start in range(0, size, _CHUNK_BYTES):
+                file.write(chance.randbytes(min(_CHUNK_BYTES, size - start)))
 
 
 def fill(database: SynapseDatabase, media: Iterable[Media], size: int) -> None:
