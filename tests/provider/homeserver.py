@@ -49,7 +49,7 @@ class Homeserver:
     """Synapse in a directory, with one user who is logged in once it has started.
 
     `storage` is the `config` block of the provider, `wrapper` what stands beside it, `settings`
-    more of homeserver.yaml, `database` its database block (SQLite without one).
+    more of homeserver.yaml, `database` its database block (SQLite without one), `python` what runs it.
     """
 
     def __init__(
@@ -62,6 +62,7 @@ class Homeserver:
         database: Mapping[str, Any] | None = None,
         environment: Mapping[str, str] | None = None,
         log_level: str = "INFO",
+        python: str | Path = sys.executable,
     ) -> None:
         self.directory = directory
         self.media_store = directory / "media_store"
@@ -70,6 +71,7 @@ class Homeserver:
         self.token = ""
         self.has_started = False
         self._environment = dict(environment or {})
+        self._python = str(python)
         self._process: subprocess.Popen[bytes] | None = None
         provider = {
             "module": "s3_storage_provider.S3StorageProviderBackend",
@@ -172,7 +174,7 @@ class Homeserver:
         path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
         with (self.directory / "stderr.log").open("ab") as stderr:
             self._process = subprocess.Popen(
-                [sys.executable, "-m", "synapse.app.homeserver", "-c", str(self.directory / "homeserver.yaml")],
+                [self._python, "-m", "synapse.app.homeserver", "-c", str(self.directory / "homeserver.yaml")],
                 stdin=subprocess.DEVNULL,
                 stdout=stderr,
                 stderr=stderr,
