@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import re
 import shutil
+import signal
+import tempfile
 import time
 from collections import defaultdict
 from collections.abc import Mapping
@@ -21,6 +23,8 @@ _IN_SYNAPSE = ROOT / "tests" / "bench" / "in_synapse"
 
 # What the provider keeps in the media store for itself; it goes with the disk, but not under a running Synapse.
 _OWN_DIRECTORY = ".s3_storage_provider"
+
+_LOST = "lost-"
 
 _TICKS_PER_SECOND = os.sysconf("SC_CLK_TCK")
 
@@ -40,24 +44,44 @@ class Contestant:
 
     def restart(self) -> None:
         """Begin as a new process with an empty disk."""
-        self.homeserver.stop()
+        self.end()
+        self.clean_up()
         shutil.rmtree(self.homeserver.media_store, ignore_errors=True)
         self.homeserver.media_store.mkdir(parents=True)
         self.homeserver.start()
 
+    def end(self) -> None:
+        """Kill the process: with readers that have stalled, theirs would need a minute and a half to end."""
+        if self.homeserver.is_running:
+            os.kill(self.homeserver.pid, signal.SIGKILL)
+        self.homeserver.stop()
+
     def wipe(self) -> None:
-        """Lose the local files while Synapse runs, so that the provider is asked for them."""
-        lost = self.homeserver.directory / "lost"
-        lost.mkdir()
+        """Lose the local files while Synapse runs, so that the provider is asked for them; `clean_up` frees their space.
+
+        Not at once: for some seconds after many deletions, ext4 takes longer to make files.
+        """
+        lost = Path(tempfile.mkdtemp(prefix=_LOST, dir=self.homeserver.directory))
         for path in self.homeserver.media_store.iterdir():
             if path.name != _OWN_DIRECTORY:
                 path.rename(lost / path.name)
-        shutil.rmtree(lost)
+        # What was written before is not to be written meanwhile.
+        os.sync()
+
+    def clean_up(self) -> None:
+        for lost in self.homeserver.directory.glob(f"{_LOST}*"):
+            shutil.rmtree(lost)
 
     def download(
-        self, media: MediaSet, ids: list[str], clients: int, occasion: str, *, bytes_per_second: int | None = None
+        self,
+        media: MediaSet,
+        ids: list[str],
+        clients: int,
+        occasion: str | None = None,
+        *,
+        bytes_per_second: int | None = None,
     ) -> Outcome:
-        """Download, and note how long the reactor stood still meanwhile."""
+        """Download; with an occasion, how long the reactor stood still meanwhile is noted."""
         order = Order(
             self.homeserver.port,
             self.homeserver.token,
@@ -69,7 +93,9 @@ class Contestant:
         self.take_longest_block()
         outcome = download_all(order)
         time.sleep(_SETTLE_SECONDS)
-        self.note_block(occasion)
+        if occasion is not None:
+            self.note_block(occasion)
+        self.clean_up()
         return outcome
 
     # --- what its process tells ---
@@ -104,7 +130,7 @@ class Contestant:
 
 
 def ours(directory: Path, server: S3Server, bucket: str, backend: str, **config: Any) -> Contestant:
-    """This package, with nothing set but what reaches the bucket."""
+    """This package; `config` is what is set beside what reaches the bucket."""
     storage = _storage(server, bucket) | {"backend": backend} | config
     return _contestant("ours", OURS, directory, storage, {}, [ROOT])
 

@@ -3,27 +3,17 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import subprocess
-import threading
-import time
-from contextlib import closing
 from pathlib import Path
 
-from backends import open_backend
-from storage_provider.media_store import MediaStore
-from storage_provider.restoring import Restore, Restored
-from storage_provider.settings import ProviderSettings
-from storage_provider.synapse_db import DatabaseArguments, connect
-from storage_provider.transfers import Bandwidth
+from tests.bench.contestant import Contestant
 from tests.bench.environments import PEER
 from tests.bench.served_media import MediaSet
 from tests.servers import S3Server
 
 _SERIAL_DOWNLOADS = Path(__file__).with_name("serial_downloads.py")
-
-# As the command line has it.
-_WORKERS = {"minio": 32, "boto3": 16}
 
 
 class RestoreFailed(Exception):
@@ -51,43 +41,17 @@ def download_serially(server: S3Server, bucket: str, media: MediaSet, store: Pat
     return float(done.stdout)
 
 
-def restore_by_library(
-    server: S3Server, bucket: str, media: MediaSet, store: Path, database: Path, backend: str
-) -> float:
-    """What `s3_media_upload restore` does."""
-    _lose(store)
-    settings = ProviderSettings.parse(
-        {
-            "bucket": bucket,
-            "endpoint_url": server.endpoint,
-            "access_key_id": server.access_key,
-            "secret_access_key": server.secret_key,
-            "backend": backend,
-        }
-    )
-    stop = threading.Event()
-    begun = time.monotonic()
-    with (
-        closing(open_backend(settings)) as opened,
-        connect(DatabaseArguments("sqlite3", {"database": str(database)})) as rows,
-    ):
-        job = Restore(
-            backend=opened,
-            store=MediaStore(store),
-            database=rows,
-            bandwidth=Bandwidth(None, stop),
-            stop=stop,
-            workers=_WORKERS[backend],
-            used_since=None,
-            origin=None,
-            min_free=0,
-        )
-        failed = [event for event in job.run() if not isinstance(event, Restored)]
-    seconds = time.monotonic() - begun
-    if failed:
-        raise RestoreFailed(f"{len(failed)} files, such as {failed[0]}")
-    _check(media, store)
-    return seconds
+def restore_in_synapse(each: Contestant, media: MediaSet) -> float:
+    """What Synapse's log tells of the pass with which it begins after its disk was lost, comparing and listing included."""
+    begin = len(each.homeserver.log)
+    each.restart()
+    each.take_longest_block()
+    line = each.homeserver.wait_for_log("Local cache: restored", begin)
+    found = re.search(r"restored (\d+) .*; ([\d.]+) s$", line)
+    if found is None or int(found[1]) != len(media.ids):
+        raise RestoreFailed(f"not all was restored, but {line}")
+    _check(media, each.homeserver.media_store)
+    return float(found[2])
 
 
 def _lose(store: Path) -> None:

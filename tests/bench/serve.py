@@ -15,10 +15,12 @@ from __future__ import annotations
 
 import statistics
 import sys
+import time
 from collections.abc import Callable
 from functools import partial
 
 from tests.bench import restores
+from tests.bench.conditions import server_version
 from tests.bench.contestant import Contestant
 from tests.bench.options import Options, finish
 from tests.bench.report import Row, Samples, alternate, ratio, say, value
@@ -38,6 +40,7 @@ _SLOW = 4 * MIB
 _ROUNDS = 5
 _SLOW_ROUNDS = 2
 _STALLED_ROUNDS = 2
+_RESTORE_ROUNDS = 3
 
 
 # --- first: downloads from the bucket ---
@@ -83,9 +86,9 @@ def again(site: ServeSite, options: Options) -> list[Row]:
         with site.counted(name) as (each, requests):
             for media, size in ((site.small, "1 MiB"), (site.tiny, "30 KiB")):
                 ids = list(media.ids[:32])
-                each.download(media, ids, 8, "counting")
+                each.download(media, ids, 8)
                 requests.forget()
-                each.download(media, ids, 8, "counting")
+                each.download(media, ids, 8)
                 found = Samples("", "requests", (requests.of_objects,))
                 target = 0 if name == "ours" else None
                 rows.append(value(f"second download of 32 files of {size}, {name}", found, at_most=target))
@@ -122,7 +125,7 @@ def shared(site: ServeSite, options: Options) -> list[Row]:
     rows = []
     for name in ("ours", "theirs"):
         with site.counted(name) as (each, requests):
-            each.download(media, [media.ids[0]] * clients, clients, "counting")
+            each.download(media, [media.ids[0]] * clients, clients)
             found = Samples("", "GETs", (requests.gets,))
             rows.append(value(f"{what}, {name}", found, at_most=1 if name == "ours" else None))
     runs = {each.name: partial(_one_file, each, media, clients, what) for each in site.all}
@@ -166,8 +169,8 @@ def _memory(each: Contestant, site: ServeSite, what: str) -> float:
     # What was taken before is not given back by Python: only a new process shows what this costs.
     each.restart()
     small = list(site.small.ids[:64])
-    each.download(site.small, small, 32, "warming up")
-    each.download(site.large, [site.large.ids[0]], 1, "warming up")
+    each.download(site.small, small, 32)
+    each.download(site.large, [site.large.ids[0]], 1)
     each.wipe()
     idle = each.memory_mib()
     each.forget_peak_memory()
@@ -198,7 +201,7 @@ def _answers(each: Contestant, site: ServeSite, ids: list[str], what: str) -> fl
     each.wipe()
     each.take_longest_block()
     with Stall(each.homeserver, ids) as stall:
-        seconds = stall.longest_answer(site.small)
+        seconds = stall.longest_answer(site.small, site.sizes.watched_seconds)
         each.note_block(what)
         if each is not site.theirs:
             stall.check()
@@ -218,14 +221,23 @@ def restore(site: ServeSite, options: Options) -> list[Row]:
         "download_file": partial(restores.download_serially, site.server, site.bucket, media, store)
     }
     for backend in ("minio", "boto3"):
-        runs[backend] = partial(
-            restores.restore_by_library, site.server, site.bucket, media, store, site.tiny_database, backend
-        )
-    seconds = alternate(runs, options.rounds_or(_ROUNDS), "s", what)
+        runs[backend] = partial(_restore, site, site.restoring(backend), f"{what}, {backend}")
+    seconds = alternate(runs, options.rounds_or(_RESTORE_ROUNDS), "s", what)
     return [
-        ratio(f"{what}, minio", seconds["download_file"], seconds["minio"], at_least=4),
-        ratio(f"{what}, boto3", seconds["download_file"], seconds["boto3"], at_least=2.5),
+        ratio(f"{what}, {backend}", seconds["download_file"], seconds[backend], at_least=target)
+        for backend, target in (("minio", 4), ("boto3", 2.5))
     ]
+
+
+def _restore(site: ServeSite, each: Contestant, what: str) -> float:
+    seconds = restores.restore_in_synapse(each, site.tiny)
+    site.ours.blocks[what].append(each.take_longest_block())
+    each.end()
+    site.control.restart()
+    site.control.take_longest_block()
+    time.sleep(seconds)
+    site.control.note_block(what)
+    return seconds
 
 
 # --- in all of them: the reactor ---
@@ -234,18 +246,14 @@ def restore(site: ServeSite, options: Options) -> list[Row]:
 def blocks(site: ServeSite) -> list[Row]:
     """How long the reactors stood still, by occasion and in all."""
     rows = []
-    everything: dict[str, list[float]] = {each.name: [] for each in site.all}
-    for what in site.control.blocks:
-        found = {each.name: Samples(each.name, "ms", tuple(each.blocks[what])) for each in site.all}
-        if what == "warming up" or not all(samples.values for samples in found.values()):
-            continue
-        for name, samples in found.items():
-            everything[name] += samples.values
-        rows.append(Row(f"longest block of the reactor: {what}", ", ".join(map(str, found.values())), ""))
-    if not rows:
-        return []
-    worst = {name: max(values) for name, values in everything.items()}
-    beyond = Samples(", ".join(f"{name} {ms:.0f} ms" for name, ms in worst.items()), "ms", (worst["ours"] - worst["control"],))
+    worst: dict[str, float] = {}
+    for what in site.control.blocks.keys() & site.ours.blocks.keys():
+        found = [Samples(each.name, "ms", tuple(each.blocks[what])) for each in site.all if each.blocks[what]]
+        for samples in found:
+            worst[samples.name] = max(worst.get(samples.name, 0), *samples.values)
+        rows.append(Row(f"longest block of the reactor: {what}", ", ".join(map(str, found)), ""))
+    told = ", ".join(f"{name} {longest:.0f} ms" for name, longest in worst.items())
+    beyond = Samples(told, "ms", (worst["ours"] - worst["control"],))
     return [value("longest block of the reactor of all, beyond the control's", beyond, at_most=50), *rows]
 
 
@@ -262,15 +270,20 @@ PARTS: dict[str, Callable[[ServeSite, Options], list[Row]]] = {
     "restore": restore,
 }
 
+_NOTES = (
+    "Database: SQLite, a copy for each homeserver. The media was put into the bucket and the database directly.",
+    "Clients: one process beside Synapse, with a connection for each client that is kept alive.",
+)
+
 
 def main() -> int:
     options = Options.parse("serve", __doc__, tuple(PARTS))
     try:
         with open_site(QUICK if options.quick else WHOLE) as site:
             rows = [row for part in options.parts for row in PARTS[part](site, options)]
-            if "first" in options.parts or set(options.parts) - {"restore"}:
-                rows += blocks(site)
-            return finish(options, "The storage provider in Synapse", rows, [site.server.name], site.scratch, [])
+            rows += blocks(site)
+            versions = [server_version(site.server)]
+            return finish(options, "The storage provider in Synapse", rows, versions, site.scratch, _NOTES)
     except ServerUnavailable as error:
         say(str(error))
         return 1

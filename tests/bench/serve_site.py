@@ -20,6 +20,14 @@ MIB = 1 << 20
 
 
 @dataclass(frozen=True)
+class Template:
+    """A database with one user, the owner of the media in it, and the user's access token."""
+
+    database: Path
+    token: str
+
+
+@dataclass(frozen=True)
 class Sizes:
     """How much is moved."""
 
@@ -31,10 +39,14 @@ class Sizes:
     stalled_bytes: int
     tiny: int
     """Files of 30 KiB."""
+    watched_seconds: float
+    """How long it is watched how others fare beside stalled readers."""
 
 
-WHOLE = Sizes(small=512, large=32, large_bytes=40 * MIB, stalled=48, stalled_bytes=24 * MIB, tiny=2000)
-QUICK = Sizes(small=64, large=32, large_bytes=8 * MIB, stalled=48, stalled_bytes=4 * MIB, tiny=200)
+WHOLE = Sizes(
+    small=512, large=32, large_bytes=40 * MIB, stalled=48, stalled_bytes=24 * MIB, tiny=2000, watched_seconds=6
+)
+QUICK = Sizes(small=64, large=32, large_bytes=8 * MIB, stalled=48, stalled_bytes=4 * MIB, tiny=200, watched_seconds=2)
 
 
 class ServeSite:
@@ -44,6 +56,7 @@ class ServeSite:
         self._stack = stack
         self._directory = directory
         self.server = server
+        self.sizes = sizes
         self.bucket = make_bucket(server)
         self._small = MediaSet.make(sizes.small, MIB, seed=1)
         self._large = MediaSet.make(sizes.large, sizes.large_bytes, seed=2)
@@ -79,7 +92,7 @@ class ServeSite:
 
     @cached_property
     def ours(self) -> Contestant:
-        return self._started(contestant.ours(self._directory / "ours", self.server, self.bucket, "minio"))
+        return self._started(self._ours("ours", self.server))
 
     @cached_property
     def theirs(self) -> Contestant:
@@ -99,46 +112,52 @@ class ServeSite:
         with ExitStack() as stack:
             proxy = stack.enter_context(FaultProxy(self.server.endpoint))
             through = S3Server("proxy", proxy.url, self.server.access_key, self.server.secret_key, self.server.region)
-            directory = self._directory / f"{name}-counted"
             if name == "ours":
-                counted = contestant.ours(directory, through, self.bucket, "minio")
+                counted = self._ours("ours-counted", through)
             else:
-                counted = contestant.theirs(directory, through, self.bucket)
-            self._start(counted)
-            stack.callback(counted.homeserver.stop)
+                counted = contestant.theirs(self._directory / "theirs-counted", through, self.bucket)
+            self._start(counted, self._template)
+            stack.callback(counted.end)
             yield counted, RequestCount(proxy)
 
-    def _started(self, each: Contestant) -> Contestant:
-        self._start(each)
-        self._stack.callback(each.homeserver.stop)
+    def restoring(self, backend: str) -> Contestant:
+        """One more of ours, which knows the tiny files alone and restores what is missing at each start."""
+        directory = self._directory / f"restoring-{backend}"
+        return self._started(contestant.ours(directory, self.server, self.bucket, backend), self._tiny_template)
+
+    def _ours(self, name: str, server: S3Server) -> Contestant:
+        # Restored files would not be asked for.
+        return contestant.ours(self._directory / name, server, self.bucket, "minio", auto_restore=False)
+
+    def _started(self, each: Contestant, template: Template | None = None) -> Contestant:
+        self._stack.callback(each.end)
+        self._start(each, template or self._template)
         return each
 
-    def _start(self, each: Contestant) -> None:
-        template, each.homeserver.token = self._template
-        say(f"starting Synapse: {each.name}")
-        copy_database(template, each.homeserver.directory)
+    def _start(self, each: Contestant, template: Template) -> None:
+        say(f"starting Synapse: {each.homeserver.directory.name}")
+        each.homeserver.token = template.token
+        copy_database(template.database, each.homeserver.directory)
         each.restart()
 
     # --- the database ---
 
     @cached_property
-    def _template(self) -> tuple[Path, str]:
-        return self._database("template", (self._small, self._large, self._stalled, self._tiny))
+    def _template(self) -> Template:
+        return self._make_template("template", (self._small, self._large, self._stalled, self._tiny))
 
-    def _database(self, name: str, sets: Iterable[MediaSet]) -> tuple[Path, str]:
-        """A database with one user, the owner of the media, and the user's access token."""
+    @cached_property
+    def _tiny_template(self) -> Template:
+        return self._make_template("tiny-template", [self._tiny])
+
+    def _make_template(self, name: str, sets: Iterable[MediaSet]) -> Template:
         say("letting Synapse make its database")
         first = contestant.control(self._directory / name, self._files).homeserver
         with first:
             token, user = first.token, first.request("GET", "/_matrix/client/v3/account/whoami").json()["user_id"]
         database = first.directory / "homeserver.db"
         insert_rows(database, user, sets)
-        return database, token
-
-    @cached_property
-    def tiny_database(self) -> Path:
-        """A database that knows the tiny files alone."""
-        return self._database("tiny-template", [self._tiny])[0]
+        return Template(database, token)
 
     @property
     def scratch(self) -> Path:

@@ -12,7 +12,6 @@ from tests.bench.served_media import MediaSet
 from tests.provider.homeserver import Homeserver
 
 _RECEIVE_BUFFER = 4096
-_WATCH_SECONDS = 6
 _PATIENCE = 10
 _UPLOAD_BYTES = 1 << 20
 
@@ -44,18 +43,17 @@ class Stall:
     ) -> None:
         self._stack.close()
 
-    def longest_answer(self, media: MediaSet) -> float:
-        """For some seconds, download and upload in turns; the longest time in seconds that one of these took.
+    def longest_answer(self, media: MediaSet, seconds: float) -> float:
+        """For so many seconds, download and upload in turns; the longest time in seconds that one of these took.
 
         What takes ten seconds is given up, and counts as ten.
         """
-        longest, ends = 0.0, time.monotonic() + _WATCH_SECONDS
+        longest, ends = 0.0, time.monotonic() + seconds
         upload = "/_matrix/media/v3/upload?filename=file"
         for media_id in media.ids:
             for method, path in (("GET", self._homeserver.download_path(media_id)), ("POST", upload)):
-                seconds = self._seconds(method, path)
-                longest = max(longest, seconds)
-                if time.monotonic() > ends or seconds >= _PATIENCE:
+                longest = max(longest, self._seconds(method, path))
+                if time.monotonic() > ends or longest >= _PATIENCE:
                     return longest
         return longest
 

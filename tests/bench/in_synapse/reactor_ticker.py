@@ -55,9 +55,9 @@ class _LongestBlock(Resource):
     isLeaf = True
 
     def __init__(self, ticker: ReactorTicker) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self._ticker = ticker
 
     def render_GET(self, request: Request) -> bytes:
-        request.setHeader(b"Content-Type", b"application/json")
+        request.setHeader(b"Content-Type", b"application/json")  # type: ignore[no-untyped-call]
         return json.dumps({"seconds": self._ticker.take_longest()}).encode()
