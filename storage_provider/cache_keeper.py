@@ -107,12 +107,12 @@ class CacheKeeper:
             # The thread goes on whatever happens: without it the disk would fill up.
             logger.exception("A pass over the local cache of media failed")
             return
-        logger.log(logging.WARNING if report.damaged.count else logging.INFO, "%s", report)
-        self._tell_limit(report)
+        self._tell(report)
         self._on_report(report)
 
-    def _tell_limit(self, report: PassReport) -> None:
-        """Say once that there is no room for all that belongs on disk."""
+    def _tell(self, report: PassReport) -> None:
+        """One line for the pass, and once another one while there is no room for all that belongs on disk."""
+        logger.log(logging.WARNING if report.damaged.count else logging.INFO, "%s", report)
         if report.limited_by is not None and report.limited_by != self._limit_told:
             logger.info("Local cache: not all media that belongs on disk is restored, because of %s", report.limited_by)
         self._limit_told = report.limited_by

@@ -116,7 +116,8 @@ class SiteMachine(RuleBasedStateMachine):
         (self.directory / "store").mkdir()
         self.store = WatchfulStore(self.directory / "store", self.backend)
         self.store.deleted = self.is_deleted
-        self.now = 10_000 * 24 * HOUR * 2
+        # Long after now, so that all files are older than any `min_age`.
+        self.now = 40_000 * 24 * HOUR
         self.items: dict[str, Item] = {}
         self.number = 0
         self.evicted: set[str] = set()

@@ -179,7 +179,7 @@ def test_streams_are_compared_as_sets_are(
 ) -> None:
     for table in TABLES:
         synapse_database.execute(f"DELETE FROM {table}")
-    known = {}
+    known: dict[str, str] = {}
     for number, (origin, identifier, thumbnails) in enumerate(rows):
         media_id = f"id{number}" if origin else identifier
         if origin:

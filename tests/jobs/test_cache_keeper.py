@@ -1,0 +1,250 @@
+"""The thread that runs the passes over the local cache."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from queue import Queue
+from typing import Any, cast
+
+import pytest
+
+from backends.errors import BackendUnavailable
+from storage_provider.cache_keeper import CacheKeeper
+from storage_provider.cache_report import PassReport
+from storage_provider.local_cache import LocalCache
+from storage_provider.media_store import MediaStore
+from storage_provider.synapse_db import SynapseDbError
+from storage_provider.transfers import Stopped
+from tests.jobs.cache_site import CacheSite, settings
+from tests.jobs.conftest import SynapseDatabase
+from tests.jobs.memory_backend import MemoryBackend
+
+PATIENCE = 30
+"""Seconds after which something counts as hanging."""
+
+NEVER = "1y"
+
+
+class ScriptedCache:
+    """Does in each pass what it is told, and tells of it."""
+
+    def __init__(self, *, has_work: bool = True) -> None:
+        self.has_work = has_work
+        self.scan_seconds = 0.0
+        self.begun: Queue[int] = Queue()
+        self.prepared = threading.Event()
+        self.acts: list[Callable[[], object]] = []
+        self._number = 0
+
+    def prepare(self) -> None:
+        self.prepared.set()
+
+    def run_pass(self) -> PassReport:
+        self._number += 1
+        self.begun.put(self._number)
+        if self.acts:
+            self.acts.pop(0)()
+        return PassReport()
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> MediaStore:
+    return MediaStore(tmp_path)
+
+
+Make = Callable[..., CacheKeeper]
+
+
+@pytest.fixture
+def make(store: MediaStore) -> Iterator[Make]:
+    """Makes keepers, which end with the test."""
+    made: list[CacheKeeper] = []
+
+    def make_keeper(cache: ScriptedCache, **config: Any) -> CacheKeeper:
+        on_report = config.pop("on_report", lambda report: None)
+        stop = config.pop("stop", None) or threading.Event()
+        given = settings(**{"auto_restore_monitor_interval": NEVER, **config})
+        made.append(CacheKeeper(cast(LocalCache, cache), store, given, stop, on_report))
+        return made[-1]
+
+    yield make_keeper
+    for keeper in made:
+        keeper.stop()
+
+
+def raise_(error: Exception) -> Callable[[], object]:
+    def act() -> None:
+        raise error
+
+    return act
+
+
+def test_first_pass_begins_at_start_and_is_reported(make: Make) -> None:
+    cache, reports = ScriptedCache(), Queue[PassReport]()
+    make(cache, on_report=reports.put).start()
+    assert cache.begun.get(timeout=PATIENCE) == 1
+    assert reports.get(timeout=PATIENCE) == PassReport()
+
+
+def test_passes_follow_each_other_at_the_interval(make: Make) -> None:
+    cache = ScriptedCache()
+    make(cache, auto_restore_monitor_interval=1).start()
+    assert [cache.begun.get(timeout=PATIENCE) for _ in range(2)] == [1, 2]
+
+
+@pytest.mark.parametrize("config", [{"auto_restore_startup": False}, {"auto_restore": False, "local_cache": {}}])
+def test_without_a_restore_at_start_the_first_pass_waits(make: Make, config: dict[str, Any]) -> None:
+    cache = ScriptedCache()
+    keeper = make(cache, **config)
+    keeper.start()
+    # The stamp does not wait.
+    assert cache.prepared.wait(PATIENCE)
+    assert cache.begun.empty()
+    keeper.wake()
+    assert cache.begun.get(timeout=PATIENCE) == 1
+
+
+def test_there_is_no_thread_without_work(make: Make) -> None:
+    before = threading.active_count()
+    keeper = make(ScriptedCache(has_work=False), auto_restore=False)
+    keeper.start()
+    assert threading.active_count() == before
+    keeper.stop()
+
+
+def test_waking_starts_the_next_pass(make: Make) -> None:
+    cache = ScriptedCache()
+    keeper = make(cache)
+    keeper.start()
+    for number in range(1, 4):
+        assert cache.begun.get(timeout=PATIENCE) == number
+        keeper.wake()
+
+
+def test_even_a_woken_one_rests_after_a_long_comparison(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    cache, waits = ScriptedCache(), Queue[tuple[float, float]]()
+    cache.scan_seconds = 100.0
+    keeper = make(cache, auto_restore_monitor_interval=300)
+
+    def wait(seconds: float, *, at_least: float = 0.0) -> None:
+        waits.put((seconds, at_least))
+        keeper.stop()
+
+    monkeypatch.setattr(keeper, "_wait", wait)
+    keeper.start()
+    assert waits.get(timeout=PATIENCE) == (2000.0, 2000.0)
+
+
+def test_woken_one_waits_for_the_end_of_the_rest(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    keeper = make(ScriptedCache())
+    now, waits = [0.0], list[float]()
+    monkeypatch.setattr("storage_provider.cache_keeper.time.monotonic", lambda: now[0])
+
+    def wait(seconds: float) -> None:
+        waits.append(seconds)
+        now[0] += 3
+        keeper._is_woken = True
+
+    monkeypatch.setattr(keeper._condition, "wait", wait)
+    keeper._wait(100, at_least=7)
+    assert waits == [100, 4, 1]
+
+
+@pytest.mark.parametrize(
+    "error",
+    [BackendUnavailable("it is away", operation="list"), SynapseDbError("it is away"), OSError(5, "it is away")],
+)
+def test_failure_is_one_warning_and_the_next_pass_tries_again(
+    make: Make, caplog: pytest.LogCaptureFixture, error: Exception
+) -> None:
+    cache = ScriptedCache()
+    cache.acts = [raise_(error)]
+    keeper = make(cache)
+    keeper.start()
+    cache.begun.get(timeout=PATIENCE)
+    keeper.wake()
+    assert cache.begun.get(timeout=PATIENCE) == 2
+    (record,) = [record for record in caplog.records if record.levelno >= logging.WARNING]
+    assert "it is away" in record.getMessage()
+    assert record.exc_info is None
+
+
+def test_unexpected_failure_is_told_in_full_and_does_not_end_the_thread(
+    make: Make, caplog: pytest.LogCaptureFixture
+) -> None:
+    cache = ScriptedCache()
+    cache.acts = [raise_(RuntimeError("unheard of"))]
+    keeper = make(cache)
+    keeper.start()
+    cache.begun.get(timeout=PATIENCE)
+    keeper.wake()
+    assert cache.begun.get(timeout=PATIENCE) == 2
+    assert [record.exc_info is not None for record in caplog.records if record.levelno >= logging.WARNING] == [True]
+
+
+def test_pass_is_one_line_and_a_limit_is_told_once(make: Make, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO)
+    keeper = make(ScriptedCache())
+    limited = PassReport(limited_by="max_size")
+    for report in (limited, limited, PassReport(), limited):
+        keeper._tell(report)
+    lines = [record.getMessage() for record in caplog.records]
+    assert len([line for line in lines if line.startswith("Local cache: restored")]) == 4
+    assert len([line for line in lines if "max_size" in line]) == 2
+
+
+def test_stop_ends_a_pass_and_the_thread(make: Make) -> None:
+    cache, stop = ScriptedCache(), threading.Event()
+
+    def until_stopped() -> None:
+        assert stop.wait(PATIENCE)
+        raise Stopped
+
+    cache.acts = [until_stopped]
+    keeper = make(cache, stop=stop)
+    keeper.start()
+    cache.begun.get(timeout=PATIENCE)
+    keeper.stop()
+    assert keeper._thread is not None and not keeper._thread.is_alive()
+    keeper.stop()
+
+
+def test_stop_does_not_wait_for_the_interval(make: Make) -> None:
+    cache = ScriptedCache()
+    keeper = make(cache)
+    keeper.start()
+    cache.begun.get(timeout=PATIENCE)
+    keeper.stop()
+    assert keeper._thread is not None and not keeper._thread.is_alive()
+
+
+def test_one_process_works_and_another_one_takes_over(
+    make: Make, store: MediaStore, caplog: pytest.LogCaptureFixture
+) -> None:
+    first, second = ScriptedCache(), ScriptedCache()
+    keeper = make(first)
+    keeper.start()
+    first.begun.get(timeout=PATIENCE)
+    waiting = make(second)
+    waiting.start()
+    waiting.wake()
+    assert second.begun.empty()
+    keeper.stop()
+    while second.begun.empty():
+        waiting.wake()
+    assert not [record for record in caplog.records if record.levelno >= logging.WARNING]
+
+
+@pytest.mark.parametrize("synapse_database", ["sqlite"], indirect=True)
+def test_lost_disk_is_filled_by_a_real_cache(tmp_path: Path, synapse_database: SynapseDatabase) -> None:
+    site = CacheSite(tmp_path / "store", synapse_database, MemoryBackend())
+    path = site.add("AnyMedia", b"content", on_disk=False)
+    reports = Queue[PassReport]()
+    keeper = CacheKeeper(site.cache(), site.store, settings(), site.stop, reports.put)
+    keeper.start()
+    assert reports.get(timeout=PATIENCE).restored.files == 1
+    keeper.stop()
+    assert site.files() == {path: b"content"}
