@@ -362,7 +362,10 @@ class MediaStore:
 
     def listed_at(self) -> int | None:
         """The moment (ms) of the last comparison with a full listing of the bucket; None where there was none."""
-        return self._read_moment(_LISTED)
+        try:
+            return self._read_moment(_LISTED)
+        except MediaStoreError:
+            return None  # one listing more does no harm
 
     def set_listed_at(self, ts_ms: int) -> None:
         """Note that moment; for the holder of the lock that goes with it."""
@@ -441,8 +444,8 @@ class TemporaryFile:
         Raises `FileExistsError` where there is a file already. The file stays open.
         """
         for _ in range(_PLACE_ATTEMPTS):
-            self.prepare(path, mtime)
             with contextlib.suppress(FileNotFoundError):
+                self.prepare(path, mtime)
                 return self.link(path)
         raise FileNotFoundError(errno.ENOENT, "its directory is removed again and again", path)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass
@@ -212,7 +212,7 @@ def reason(error: Exception) -> str:
 
 def run_at_once(
     threads: ThreadPoolExecutor, work: Callable[[_Item], _Result], items: Iterable[_Item], *, at_most: int
-) -> Iterator[tuple[_Item, Future[_Result]]]:
+) -> Generator[tuple[_Item, Future[_Result]], None, None]:
     """Do the work in the threads; yields items as they are done, and takes no more than that many at a time."""
     done: SimpleQueue[Future[_Result]] = SimpleQueue()
     running: dict[Future[_Result], _Item] = {}

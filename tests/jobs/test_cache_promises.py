@@ -146,6 +146,13 @@ class SiteMachine(RuleBasedStateMachine):
     def choose(self, data: st.DataObject) -> Item:
         return data.draw(st.sampled_from(self.alive()))
 
+    def whole_twice(self) -> list[Kept]:
+        """The files that are on disk and in the bucket."""
+        files = (kept for item in self.alive() for kept in item.files if kept.content)
+        return [
+            kept for kept in files if self.on_disk(kept.path) == kept.content == self.backend.objects.get(kept.path)
+        ]
+
     def touch(self, item: Item) -> None:
         table = "remote_media_cache" if item.origin else "local_media_repository"
         self.database.execute(f"UPDATE {table} SET last_access_ts = ? WHERE media_id = ?", (self.now, item.media_id))
@@ -166,10 +173,10 @@ class SiteMachine(RuleBasedStateMachine):
     # --- what Synapse and its users do ---
 
     @initialize(
-        max_size=st.sampled_from([None, 0, 5 * 4096, 8 * 4096]),
-        max_age=st.sampled_from([None, "1d"]),
-        auto_restore=st.booleans(),
-        has_limits=st.booleans(),
+        max_size=st.sampled_from([None, 0, 4 * 4096, 8 * 4096]),
+        max_age=st.sampled_from([None, "1d", "1d"]),
+        auto_restore=st.sampled_from([True, True, False]),
+        has_limits=st.sampled_from([True, True, True, False]),
         opaque=st.booleans(),
         stored=st.sampled_from([("local", "remote"), ("local",)]),
     )
@@ -182,13 +189,15 @@ class SiteMachine(RuleBasedStateMachine):
         self.config = {"auto_restore": auto_restore, "local_cache": limits if has_limits else None}
         self.backend._opaque_etags = opaque
         self.stored = stored
+        for origin in ("", "", "a.org", "a.org-x"):
+            self.store_media(origin, 5000, has_thumbnail=not origin, has_sha256=True, arrives=True)
 
     @rule(
         origin=st.sampled_from(["", "", "a.org", "a.org-x"]),
         size=st.integers(0, 6000),
         has_thumbnail=st.booleans(),
-        has_sha256=st.booleans(),
-        arrives=st.booleans(),
+        has_sha256=st.sampled_from([True, True, False]),
+        arrives=st.sampled_from([True, True, False]),
     )
     def store_media(self, origin: str, size: int, has_thumbnail: bool, has_sha256: bool, arrives: bool) -> None:
         self.number += 1
@@ -244,20 +253,17 @@ class SiteMachine(RuleBasedStateMachine):
 
     # --- what goes wrong ---
 
-    @precondition(lambda self: self.alive())
-    @rule(data=st.data(), how=st.sampled_from(["empty", "short", "other"]), of_object=st.booleans())
-    def damage(self, data: st.DataObject, how: str, of_object: bool) -> None:
-        """Damage one of two whole copies, as far as it can be told from the other one by what the database knows."""
-        kept = data.draw(st.sampled_from(self.choose(data).files))
-        if not (self.on_disk(kept.path) == kept.content == self.backend.objects.get(kept.path)) or not kept.content:
-            return
-        damaged = {"empty": b"", "short": kept.content[:-1], "other": bytes(len(kept.content))}[how]
-        if how == "other" and not kept.has_sha256:
-            return
+    @precondition(lambda self: self.whole_twice())
+    @rule(data=st.data(), of_object=st.booleans())
+    def damage(self, data: st.DataObject, of_object: bool) -> None:
+        """Damage one of two whole copies, as far as the database can tell it from the other one."""
+        kept = data.draw(st.sampled_from(self.whole_twice()))
+        damaged = [b"", kept.content[:-1], *([bytes(len(kept.content))] * 2 if kept.has_sha256 else [])]
+        content = data.draw(st.sampled_from(damaged))
         if of_object:
-            self.backend.objects[kept.path] = damaged
+            self.backend.objects[kept.path] = content
         else:
-            self.write(kept.path, damaged)
+            self.write(kept.path, content)
 
     @rule()
     def disk_is_lost(self) -> None:

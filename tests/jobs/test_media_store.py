@@ -270,7 +270,24 @@ class TestWalk:
             for path in paths:
                 write(store, path)
             for root in MEDIA_ROOTS:
-                assert list(store.walk(root)) == in_byte_order([path for path in paths if path.startswith(root)])
+                expected = in_byte_order([path for path in paths if path.startswith(root)])
+                assert list(store.walk(root)) == expected
+                assert [file.path for file in store.walk_files(root)] == expected
+
+    def test_tells_the_state_of_the_files_and_since_when_they_are_there(self, store: MediaStore) -> None:
+        for path in PATHS:
+            os.utime(write(store, path), (1, 1))
+        for path, state, placed_ms in (file for root in MEDIA_ROOTS for file in store.walk_files(root)):
+            assert state == store.state(path)
+            assert placed_ms == (store.root / path).stat().st_ctime_ns // 1_000_000
+
+    @pytest.mark.parametrize("path", PATHS)
+    def test_tells_whether_there_is_any_media(self, store: MediaStore, path: str) -> None:
+        for other in ("local_content/stray", "url_cache/ab/cd/efgh", f"{OWN_DIRECTORY}/tmp/1-2"):
+            write(store, other)
+        assert not store.holds_media()
+        write(store, path)
+        assert store.holds_media()
 
     def test_passes_over_what_is_not_of_the_layout(self, store: MediaStore) -> None:
         for path in [
@@ -297,6 +314,7 @@ class TestWalk:
         for path in PATHS:
             write(store, path)
         assert [path for root in MEDIA_ROOTS for path in store.walk(root)] == PATHS
+        assert [file.path for root in MEDIA_ROOTS for file in store.walk_files(root)] == PATHS
 
     def test_passes_over_names_that_are_not_utf_8(self, store: MediaStore) -> None:
         directory = store.root / "local_content" / "ab" / "cd"
@@ -461,6 +479,17 @@ class TestSymbolicLinks:
         assert found is not None
         assert store.files_of(found.media) == []
         assert list(store.walk(path[: path.index("/") + 1])) == []
+        assert list(store.walk_files(path[: path.index("/") + 1])) == []
+        assert not store.holds_media()
+
+    @pytest.mark.parametrize(("path", "level"), CASES)
+    def test_are_not_replaced_through(self, store: MediaStore, outside: Path, path: str, level: int) -> None:
+        self.plant(store, outside, path, level)
+        status = (outside / path).stat()
+        with store.temporary_file() as temporary:
+            temporary.file.write(b"secret")
+            assert temporary.replace(path, FileState(status.st_size, status.st_mtime_ns, status.st_ino)) is None
+        assert (outside / path).read_bytes() == b"not ours"
 
     @pytest.mark.parametrize(("path", "level"), CASES)
     def test_are_not_removed_through(self, store: MediaStore, outside: Path, path: str, level: int) -> None:
@@ -669,6 +698,31 @@ class TestCreating:
         assert set(os.listdir("/proc/self/fd")) == before  # noqa: PTH208
 
 
+class TestReplacing:
+    def test_takes_the_place_of_the_file_at_once(self, store: MediaStore) -> None:
+        file = write(store, PATHS[0], b"damaged")
+        with file.open("rb") as reader, store.temporary_file() as temporary:
+            temporary.file.write(b"whole")
+            state = temporary.replace(PATHS[0], state_of(store, PATHS[0]), 12.0)
+            assert state == store.state(PATHS[0])
+            assert reader.read() == b"damaged"
+        assert (file.read_bytes(), file.stat().st_mtime) == (b"whole", 12.0)
+        assert list((store.root / OWN_DIRECTORY / "tmp").iterdir()) == []
+
+    def test_leaves_a_file_that_has_changed_or_gone(self, store: MediaStore) -> None:
+        file = write(store, PATHS[0], b"damaged")
+        expected = state_of(store, PATHS[0])
+        file.write_bytes(b"changed since")
+        with store.temporary_file() as temporary:
+            assert temporary.replace(PATHS[0], expected) is None
+            assert file.read_bytes() == b"changed since"
+            file.unlink()
+            assert temporary.replace(PATHS[0], expected) is None
+            file.parent.rmdir()
+            assert temporary.replace(PATHS[0], expected) is None
+        assert not file.exists()
+
+
 class TestTemporaryFiles:
     def test_of_killed_processes_are_removed(self, store: MediaStore) -> None:
         run_and_kill(store, "with store.create('local_content/ab/cd/efgh') as file: file.write(b'x'); wait()")
@@ -787,6 +841,21 @@ class TestStamp:
         assert store.offloaded_before() == 1
         store.set_offloaded_before(3)
         assert store.offloaded_before() == 3
+
+
+class TestLastListing:
+    def test_is_nothing_before_the_first_one(self, store: MediaStore) -> None:
+        assert store.listed_at() is None
+
+    def test_is_kept(self, store: MediaStore) -> None:
+        for moment in (1_700_000_000_000, 5):
+            store.set_listed_at(moment)
+            assert MediaStore(store.root).listed_at() == moment
+
+    def test_that_is_no_number_counts_as_none(self, store: MediaStore) -> None:
+        store.set_listed_at(1)
+        (store.root / OWN_DIRECTORY / "listed_at").write_text("yesterday")
+        assert store.listed_at() is None
 
 
 class TestCheck:

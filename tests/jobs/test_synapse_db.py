@@ -17,7 +17,7 @@ import psycopg2
 import pytest
 
 from storage_provider.cache_db import CachedMedia
-from storage_provider.media_store import content_path, in_thumbnail_order, thumbnail_directory
+from storage_provider.media_store import Media, content_path, in_thumbnail_order, thumbnail_directory
 from storage_provider.synapse_db import DatabaseArguments, MediaFacts, SynapseDb, SynapseDbError, connect
 from tests.jobs.conftest import ENGINES, ENGINES_TO_ALTER, SynapseDatabase
 from tests.servers import PostgresServer
@@ -211,6 +211,26 @@ class TestQuestions:
         assert database.present(rows) == {("", nasty), (nasty, nasty)}
         assert database.facts(rows[1]) == MediaFacts(1, None, False, {})
 
+    def test_wanted_is_what_is_not_quarantined(self, synapse_database: SynapseDatabase, database: SynapseDb) -> None:
+        synapse_database.add_local("abcdef")
+        synapse_database.add_local("bad", quarantined_by="@admin:test")
+        synapse_database.add_remote("a.org", "id", "ghijkl")
+        synapse_database.add_remote("a.org", "bad", "mnopqr", quarantined_by="@admin:test")
+        asked = [local("abcdef"), local("bad"), local("gone")]
+        asked += [remote("a.org", "id", "ghijkl"), remote("a.org", "bad", "mnopqr"), remote("a.org", "id", "another")]
+        assert database.wanted(asked[:5]) == {("", "abcdef"), ("a.org", "id")}
+        assert database.wanted(asked[5:]) == set()
+
+    def test_evictable_is_what_is_unused_and_not_quarantined(
+        self, synapse_database: SynapseDatabase, database: SynapseDb
+    ) -> None:
+        synapse_database.add_local("unused", created_ts=999)
+        synapse_database.add_local("never", created_ts=None)
+        synapse_database.add_local("used", created_ts=1, last_access_ts=1000)
+        synapse_database.add_local("bad", created_ts=999, quarantined_by="@admin:test")
+        asked = [local(name) for name in ("unused", "never", "used", "bad", "gone")]
+        assert database.evictable(asked, 1000) == {("", "unused"), ("", "never")}
+
 
 @on_each_database
 class TestFacts:
@@ -262,6 +282,74 @@ class TestFacts:
         facts = database.facts(remote("a.org", "id", "ghijkl"))
         assert facts is not None
         assert facts.thumbnail_lengths == {"32-32-image-png-crop": 1, "32-32-image-png-scale": 2}
+
+
+@on_each_database
+class TestFactsOfAFile:
+    def test_are_those_of_the_media_that_has_it(self, synapse_database: SynapseDatabase, database: SynapseDb) -> None:
+        synapse_database.add_local("abcdef", media_length=17)
+        for number in range(3):
+            synapse_database.add_remote("a.org", f"id{number}", f"ghijk{number}", media_length=number)
+            synapse_database.add_remote("b.org", f"id{number}", f"ghijk{number}", media_length=number + 10)
+        assert database.facts_of_file(Media("", "abcdef")) == MediaFacts(17, None, False, {})
+        for known in ([], ["id1"], ["id0", "id2", "another", "\0"]):
+            assert database.facts_of_file(Media("a.org", "ghijk1"), known) == MediaFacts(1, None, False, {})
+
+    def test_are_none_where_no_row_has_it(self, synapse_database: SynapseDatabase, database: SynapseDb) -> None:
+        synapse_database.add_remote("a.org", "id", "ghijkl")
+        for media in (
+            Media("", "ghijkl"),
+            Media("a.org", "another"),
+            Media("b.org", "ghijkl"),
+            Media("a.org", "\0bcdef"),
+        ):
+            assert database.facts_of_file(media, ["id", "ghijkl"]) is None
+
+
+@on_each_database
+class TestFiles:
+    """Contents and thumbnails, one row each; `tests/jobs/test_reconcile.py` tries their order."""
+
+    def test_come_with_what_is_known_of_them(self, synapse_database: SynapseDatabase, database: SynapseDb) -> None:
+        synapse_database.add_local("abcdef", media_length=5, sha256=SHA256, created_ts=7, last_access_ts=9)
+        synapse_database.add_thumbnail("", "abcdef", 32, 32, "image/png", "crop", 3)
+        synapse_database.add_remote("a.org", "id", "ghijkl", created_ts=7, quarantined_by="@admin:test")
+        synapse_database.add_thumbnail("a.org", "id", 32, 32, "image/png", "scale", 4)
+        assert list(database.contents("local")) == [("", "abcdef", "abcdef", None, 5, SHA256, 9, False)]
+        assert list(database.contents("remote")) == [("a.org", "id", "ghijkl", None, 1, None, 7, True)]
+        crop, scale = "32-32-image-png-crop", "32-32-image-png-scale"
+        assert list(database.thumbnails("local")) == [("", "abcdef", "abcdef", crop, 3, None, 9, False)]
+        assert list(database.thumbnails("remote")) == [("a.org", "id", "ghijkl", scale, 4, None, 7, True)]
+        assert [row.row for row in database.contents("remote")] == [remote("a.org", "id", "ghijkl")]
+
+    @pytest.mark.parametrize(
+        ("times", "expected"),
+        [
+            ({}, ["never", "new", "old"]),
+            ({"used_since": 1000}, ["new"]),
+            ({"used_before": 1000}, ["never", "old"]),
+            ({"used_since": 999, "used_before": 1000}, ["old"]),
+            ({"used_since": 1001}, []),
+        ],
+    )
+    def test_may_be_those_of_a_time(
+        self, synapse_database: SynapseDatabase, database: SynapseDb, times: dict[str, int], expected: list[str]
+    ) -> None:
+        for name, used in (("old", 999), ("new", 1000), ("never", None)):
+            synapse_database.add_local(name, created_ts=used, last_access_ts=None)
+            synapse_database.add_thumbnail("", name, 32, 32, "image/png", "crop", 1)
+            synapse_database.add_remote("a.org", f"id {name}", name, created_ts=used)
+        for rows in (database.contents("local", **times), database.contents("remote", **times)):
+            assert [row.filesystem_id for row in rows] == expected
+        assert [row.media_id for row in database.thumbnails("local", **times)] == expected
+
+    def test_leave_out_what_has_none(self, synapse_database: SynapseDatabase, database: SynapseDb) -> None:
+        synapse_database.add_local("awaited", media_length=None)
+        synapse_database.add_local("preview", url_cache="https://example.org")
+        synapse_database.add_remote("a.org", "no file", None)
+        for media_id in ("awaited", "preview"):
+            synapse_database.add_thumbnail("", media_id, 32, 32, "image/png", "crop", 1)
+        assert [*database.contents("local"), *database.contents("remote"), *database.thumbnails("local")] == []
 
 
 IDS = [f"ab{second}d{rest}" for second in "-.0aé" for rest in ["e", "e-x", "e.x", "e0", "eé", "e😀", "E"]]

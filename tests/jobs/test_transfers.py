@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import threading
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -11,9 +13,12 @@ import pytest
 from backends.base import ObjectInfo
 from backends.errors import AccessDenied, BackendError, BackendUnavailable, ObjectNotFound, RequestRejected
 from storage_provider.media_store import MediaStore
-from storage_provider.transfers import Bandwidth, BucketFails, Failures, Stopped, etag_proves
+from storage_provider.synapse_db import MediaFacts
+from storage_provider.transfers import Bandwidth, BucketFails, Digest, Failures, Stopped, etag_proves, fits, run_at_once
 
 PATH = "local_content/Ab/cd/Efgh"
+THUMBNAIL = "32-32-image-png-crop"
+THUMBNAIL_PATH = f"local_thumbnails/Ab/cd/Efgh/{THUMBNAIL}"
 
 
 class Waits(threading.Event):
@@ -109,3 +114,69 @@ def test_etag_of_an_empty_file(tmp_path: Path) -> None:
     empty = ObjectInfo(PATH, 0, hashlib.md5().hexdigest())
     assert etag_proves(MediaStore(tmp_path), PATH, empty)
     assert not etag_proves(MediaStore(tmp_path), PATH, ObjectInfo(PATH, 0, hashlib.md5(b"x").hexdigest()))
+
+
+def test_work_at_once_takes_no_more_than_that_many_and_all_in_the_end() -> None:
+    lock, taken, most = threading.Lock(), [0], [0]
+
+    def items() -> Iterator[int]:
+        for number in range(50):
+            with lock:
+                taken[0] += 1
+                most[0] = max(most[0], taken[0])
+            yield number
+
+    def done() -> None:
+        with lock:
+            taken[0] -= 1
+
+    found = set()
+    with ThreadPoolExecutor(4) as threads:
+        for number, future in run_at_once(threads, lambda number: number * 2, items(), at_most=3):
+            done()
+            assert future.result() == number * 2
+            found.add(number)
+    assert found == set(range(50))
+    # Three under way, and the one that has just been handed over.
+    assert most[0] <= 4
+
+
+def test_work_at_once_hands_over_failures_with_what_failed() -> None:
+    def work(number: int) -> int:
+        if number == 2:
+            raise ValueError(number)
+        return number
+
+    with ThreadPoolExecutor(2) as threads:
+        failed = [
+            number
+            for number, future in run_at_once(threads, work, range(5), at_most=2)
+            if future.exception() is not None
+        ]
+    assert failed == [2]
+
+
+def test_work_at_once_that_is_given_up_begins_nothing_more() -> None:
+    begun: list[int] = []
+    with ThreadPoolExecutor(1) as threads:
+        results = run_at_once(threads, begun.append, range(1000), at_most=5)
+        next(results)
+        results.close()
+    assert len(begun) <= 6
+
+
+@pytest.mark.parametrize(
+    ("facts", "path", "digest", "fit"),
+    [
+        (MediaFacts(3, "right", False, {}), PATH, Digest(3, "right"), True),
+        (MediaFacts(3, None, False, {}), PATH, Digest(3, "any"), True),
+        (MediaFacts(3, "right", False, {}), PATH, Digest(3, "wrong"), False),
+        (MediaFacts(3, None, False, {}), PATH, Digest(2, "any"), False),
+        (None, PATH, Digest(3, "right"), False),
+        (MediaFacts(3, "right", False, {THUMBNAIL: 7}), THUMBNAIL_PATH, Digest(7, "any"), True),
+        (MediaFacts(3, "right", False, {THUMBNAIL: 7}), THUMBNAIL_PATH, Digest(3, "right"), False),
+        (MediaFacts(3, "right", False, {}), THUMBNAIL_PATH, Digest(3, "right"), False),
+    ],
+)
+def test_content_fits_what_the_database_says(facts: MediaFacts | None, path: str, digest: Digest, fit: bool) -> None:
+    assert fits(facts, path, digest) is fit
