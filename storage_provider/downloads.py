@@ -363,15 +363,27 @@ class _Download:
         self._end_if_unused()
 
     def _has_failed(self, failure: Failure) -> None:
-        self._is_moving = False
         error = failure.value
         self._error = error if isinstance(error, Exception) else RuntimeError(str(error))
         self._downloads.forget(self)
-        if isinstance(error, OSError):
+        if isinstance(error, OSError) and self._file is not None:
             logger.warning("The disk does not take a download, which goes on without it: %s", error)
-            # Its room is free at once.
-            self._downloads.do_in_background(partial(_empty, _present(self._file)))
-        self._changed.fire()
+            self._downloads.do_in_background(partial(self._free_room, self._file)).addBoth(self._has_stopped)
+            self._changed.fire()
+        else:
+            self._changed.fire()
+            self._has_stopped()
+
+    def _free_room(self, file: TemporaryFile) -> None:
+        """Let neither disk nor bucket wait for the readers, who need them no more; in a thread.
+
+        The file stays open, since one of them may just be reading it.
+        """
+        _present(self._reader).close()
+        os.ftruncate(file.file.fileno(), 0)
+
+    def _has_stopped(self, _result: object = None) -> None:
+        self._is_moving = False
         self._end_if_unused()
 
     def _end_if_unused(self) -> None:
@@ -409,10 +421,19 @@ class _Download:
         if not for_copy and not self._downloads.may_keep(self.path, digest):
             return False
         if self._file is None:
-            self._file = self._downloads.store.temporary_file()
-            _write_all(self._file.file.fileno(), _present(self._content), 0)
+            self._file = self._write_file(_present(self._content))
         self._file.prepare(self.path)
         return True
+
+    def _write_file(self, content: bytes) -> TemporaryFile:
+        file = self._downloads.store.temporary_file()
+        try:
+            _write_all(file.file.fileno(), content, 0)
+        except BaseException:
+            # The next attempt shall not take it for the whole.
+            file.discard()
+            raise
+        return file
 
     def _has_prepared(self, is_prepared: bool) -> None:
         self._is_preparing = False
@@ -533,7 +554,3 @@ def _write_all(descriptor: int, content: bytes, offset: int) -> None:
         written = os.pwrite(descriptor, view, offset)
         offset += written
         view = view[written:]
-
-
-def _empty(file: TemporaryFile) -> None:
-    os.ftruncate(file.file.fileno(), 0)
