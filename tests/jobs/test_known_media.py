@@ -1,0 +1,204 @@
+"""What Synapse's database knows of a file, asked before the file may stay."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from contextlib import closing
+from types import SimpleNamespace
+from typing import Any, cast
+
+import pytest
+
+from storage_provider.known_media import KnownMedia, database_arguments
+from storage_provider.synapse_db import DatabaseArguments
+from storage_provider.transfers import Digest
+from tests.jobs.conftest import ENGINES, ENGINES_TO_ALTER, SynapseDatabase
+from tests.servers.process import free_port
+
+SHA256 = "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855"
+OTHER_SHA256 = "0" * 64
+DIGEST = Digest(7, SHA256)
+
+LOCAL = "local_content/ab/cd/ef"
+LOCAL_THUMBNAIL = "local_thumbnails/ab/cd/ef/32-32-image-png-crop"
+REMOTE = "remote_content/a.org/gh/ij/kl"
+REMOTE_THUMBNAIL = "remote_thumbnail/a.org/gh/ij/kl/32-32-image-png-crop"
+LEGACY_THUMBNAIL = "remote_thumbnail/a.org/gh/ij/kl/32-32-image-png"
+
+on_each_database = pytest.mark.parametrize("synapse_database", ENGINES, indirect=True)
+of_each_kind = pytest.mark.parametrize("path", [LOCAL, REMOTE])
+
+
+@pytest.fixture
+def accessed() -> list[str]:
+    """The media of other servers that was accessed just now."""
+    return []
+
+
+@pytest.fixture
+def known(synapse_database: SynapseDatabase, accessed: list[str]) -> Iterator[KnownMedia]:
+    with closing(KnownMedia(synapse_database.arguments, lambda origin: accessed)) as known:
+        yield known
+
+
+def add(database: SynapseDatabase, path: str, **values: Any) -> None:
+    values = {"media_length": DIGEST.length, "sha256": SHA256} | values
+    if path.startswith("local"):
+        database.add_local("abcdef", **values)
+    else:
+        database.add_remote("a.org", "its id", "ghijkl", **values)
+
+
+@on_each_database
+class TestAFile:
+    @of_each_kind
+    def test_is_known_when_length_and_sha256_are_those_of_its_row(
+        self,
+        synapse_database: SynapseDatabase,
+        known: KnownMedia,
+        path: str,
+    ) -> None:
+        add(synapse_database, path)
+        assert known.has(path, DIGEST)
+        assert not known.has(path, Digest(DIGEST.length + 1, SHA256))
+        assert not known.has(path, Digest(DIGEST.length, OTHER_SHA256))
+
+    @of_each_kind
+    def test_whose_row_tells_no_sha256_is_known_by_its_length(
+        self,
+        synapse_database: SynapseDatabase,
+        known: KnownMedia,
+        path: str,
+    ) -> None:
+        add(synapse_database, path, sha256=None)
+        assert known.has(path, DIGEST)
+        assert not known.has(path, Digest(DIGEST.length + 1, SHA256))
+
+    @of_each_kind
+    def test_is_asked_for_anew_each_time(
+        self,
+        synapse_database: SynapseDatabase,
+        known: KnownMedia,
+        path: str,
+    ) -> None:
+        assert not known.has(path, DIGEST)
+        add(synapse_database, path)
+        assert known.has(path, DIGEST)
+        table = "local_media_repository" if path == LOCAL else "remote_media_cache"
+        synapse_database.execute(f"UPDATE {table} SET quarantined_by = '@admin:test'")
+        assert not known.has(path, DIGEST)
+        synapse_database.execute(f"UPDATE {table} SET quarantined_by = NULL")
+        assert known.has(path, DIGEST)
+        synapse_database.execute(f"DELETE FROM {table}")
+        assert not known.has(path, DIGEST)
+
+    def test_of_another_server_is_found_with_and_without_the_id_that_was_accessed(
+        self,
+        synapse_database: SynapseDatabase,
+        known: KnownMedia,
+        accessed: list[str],
+    ) -> None:
+        add(synapse_database, REMOTE)
+        synapse_database.add_remote("a.org", "another id", "another file", media_length=1)
+        accessed += ["another id"]
+        assert known.has(REMOTE, DIGEST)
+        accessed += ["its id"]
+        assert known.has(REMOTE, DIGEST)
+
+    def test_that_was_replaced_by_another_download_is_not_known(
+        self,
+        synapse_database: SynapseDatabase,
+        known: KnownMedia,
+        accessed: list[str],
+    ) -> None:
+        accessed += ["its id"]
+        synapse_database.add_remote("a.org", "its id", "mnopqr", media_length=DIGEST.length, sha256=SHA256)
+        assert not known.has(REMOTE, DIGEST)
+
+    @pytest.mark.parametrize("origin", ["", "a.org"])
+    def test_that_is_a_thumbnail_is_known_by_its_length(
+        self,
+        synapse_database: SynapseDatabase,
+        known: KnownMedia,
+        origin: str,
+    ) -> None:
+        content, thumbnail = (REMOTE, REMOTE_THUMBNAIL) if origin else (LOCAL, LOCAL_THUMBNAIL)
+        media_id = "its id" if origin else "abcdef"
+        add(synapse_database, content, media_length=1000)
+        assert not known.has(thumbnail, DIGEST)
+        synapse_database.add_thumbnail(origin, media_id, 32, 32, "image/png", "crop", DIGEST.length)
+        assert known.has(thumbnail, DIGEST)
+        assert known.has(thumbnail, Digest(DIGEST.length, OTHER_SHA256))
+        assert not known.has(thumbnail, Digest(DIGEST.length + 1, SHA256))
+        assert not known.has(thumbnail.replace("32-32", "96-96"), DIGEST)
+
+    def test_that_is_a_thumbnail_of_old_is_known_without_its_method(
+        self,
+        synapse_database: SynapseDatabase,
+        known: KnownMedia,
+    ) -> None:
+        add(synapse_database, REMOTE)
+        synapse_database.add_thumbnail("a.org", "its id", 32, 32, "image/png", "crop", DIGEST.length)
+        assert known.has(LEGACY_THUMBNAIL, DIGEST)
+
+    @pytest.mark.parametrize(
+        "path",
+        ["", "url_cache/2026-01-01/ab", "local_content/../../etc", "local_content/ab/cd/ef/gh", "\0", REMOTE + "\0"],
+    )
+    def test_with_a_path_that_is_not_synapses_is_not_known(self, known: KnownMedia, path: str) -> None:
+        assert not known.has(path, DIGEST)
+
+    def test_can_be_asked_for_by_many_threads_at_once(
+        self,
+        synapse_database: SynapseDatabase,
+        known: KnownMedia,
+    ) -> None:
+        add(synapse_database, LOCAL)
+        answers: list[bool] = []
+        threads = [
+            threading.Thread(target=lambda: answers.extend(known.has(LOCAL, DIGEST) for _ in range(20)))
+            for _ in range(8)
+        ]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert answers == [True] * 160
+
+
+@pytest.mark.parametrize("synapse_database", ENGINES_TO_ALTER[1:], indirect=True)
+def test_a_connection_that_the_database_has_ended_is_made_anew(
+    synapse_database: SynapseDatabase,
+    known: KnownMedia,
+) -> None:
+    add(synapse_database, LOCAL)
+    assert known.has(LOCAL, DIGEST)
+    synapse_database.execute(
+        "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = current_database() AND pid <> pg_backend_pid()"
+    )
+    known.has(LOCAL, DIGEST)
+    assert known.has(LOCAL, DIGEST)
+
+
+def test_what_a_database_that_is_away_knows_is_nothing() -> None:
+    away = DatabaseArguments("psycopg2", {"host": "127.0.0.1", "port": free_port(), "user": "nobody", "dbname": "none"})
+    with closing(KnownMedia(away, lambda origin: ())) as known:
+        assert not known.has(LOCAL, DIGEST)
+
+
+def homeserver(*databases: tuple[str, dict[str, Any], list[str]]) -> Any:
+    configured = [
+        SimpleNamespace(config={"name": name, "args": arguments}, databases=names)
+        for name, arguments, names in databases
+    ]
+    return SimpleNamespace(config=SimpleNamespace(database=SimpleNamespace(databases=configured)))
+
+
+def test_the_database_is_the_one_with_the_main_tables() -> None:
+    hs = homeserver(("psycopg2", {"dbname": "state"}, ["state"]), ("psycopg2", {"dbname": "synapse"}, ["main"]))
+    assert database_arguments(hs) == DatabaseArguments("psycopg2", {"dbname": "synapse"})
+    hs = homeserver(("sqlite3", {"database": "homeserver.db"}, ["main", "state"]))
+    assert database_arguments(hs) == DatabaseArguments("sqlite3", {"database": "homeserver.db"})
+    with pytest.raises(RuntimeError, match="no database"):
+        database_arguments(cast(Any, homeserver()))

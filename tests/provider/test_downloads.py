@@ -1,0 +1,705 @@
+"""One download per object: who gets what, when the file has its place, and what is left behind."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Awaitable, Callable, Iterator
+from pathlib import Path
+from typing import Any, TypeVar, cast
+
+import pytest
+from synapse.logging.context import SENTINEL_CONTEXT, current_context
+from twisted.internet.defer import Deferred, ensureDeferred
+from twisted.python.failure import Failure
+
+from backends.errors import AccessDenied, BackendError, BackendUnavailable
+from storage_provider.downloads import Downloads, Threads
+from storage_provider.media_store import OWN_DIRECTORY, MediaStore, TemporaryFile
+from storage_provider.sources import CHUNK_BYTES, ChunkSource
+from storage_provider.transfers import Digest
+from tests.provider.scripted_bucket import ImmediateReactor, ManualModuleApi, ManualThreads, ScriptedBucket
+
+Result = TypeVar("Result")
+
+PATH = "local_content/AB/CD/efgh"
+LARGE = os.urandom(3 << 20)
+SMALL = os.urandom(1000)
+BREAK = (2 << 20) + 12_345
+
+each_size = pytest.mark.parametrize("content", [b"", SMALL, LARGE], ids=["empty", "small", "large"])
+
+
+class World:
+    """Downloads of a scripted bucket into a real directory, by threads that the test moves."""
+
+    def __init__(self, root: Path) -> None:
+        self.bucket = ScriptedBucket()
+        self.store = MediaStore(root)
+        self.opening, self.moving, self.background = ManualThreads(), ManualThreads(), ManualThreads()
+        self.asked: list[tuple[str, Digest]] = []
+        self.keeps = True
+        self._sources: list[ChunkSource] = []
+        reactor = ImmediateReactor()
+        self.downloads = Downloads(
+            cast(Any, ManualModuleApi(reactor)),
+            reactor,
+            cast(Any, self.bucket),
+            self.store,
+            cast(Any, Threads)(self.opening, self.moving, self.background),
+            may_keep=self._may_keep,
+        )
+
+    def _may_keep(self, path: str, digest: Digest) -> bool:
+        self.asked.append((path, digest))
+        return self.keeps
+
+    @property
+    def file(self) -> Path:
+        return self.store.root / PATH
+
+    @property
+    def temporary(self) -> list[Path]:
+        directory = self.store.root / OWN_DIRECTORY / "tmp"
+        return list(directory.iterdir()) if directory.exists() else []
+
+    def work(self) -> None:
+        """Let all threads work until there is nothing left to do."""
+        while self.opening.work() + self.moving.work() + self.background.work():
+            pass
+
+    def fetch(self) -> ChunkSource:
+        """A source whose headers are in, and none of a large content."""
+        fetching = self.begin_fetch()
+        self.opening.work()
+        source = now(fetching)
+        assert source is not None
+        return source
+
+    def close(self) -> None:
+        while not self.downloads.paths.is_free(PATH):
+            self.take()
+        self.end(*self._sources)
+
+    def begin_fetch(self) -> Deferred[ChunkSource | None]:
+        fetching = begin(self.downloads.fetch(PATH))
+
+        def remember(source: ChunkSource | None) -> ChunkSource | None:
+            if source is not None:
+                self._sources.append(source)
+            return source
+
+        return fetching.addCallback(remember)
+
+    def take(self) -> None:
+        """Synapse writes one of the answers."""
+        self.downloads.paths.end(PATH)
+
+    def read_all(self, source: ChunkSource) -> bytes:
+        content = b""
+        while chunk := self.read(source):
+            content += chunk
+        return content
+
+    def read(self, source: ChunkSource) -> bytes:
+        reading = begin(source.read())
+        self.work()
+        chunk = now(reading)
+        assert len(chunk) <= CHUNK_BYTES
+        return chunk
+
+    def end(self, *sources: ChunkSource) -> None:
+        """Close what was taken, and let the threads come to rest."""
+        for source in sources:
+            source.close()
+        self.work()
+
+    def assert_nothing_is_held(self) -> None:
+        assert self.temporary == []
+        assert not any(reader.holds_connection for reader in self.bucket.readers)
+        assert self.downloads.paths.is_free(PATH)
+
+
+def begin(work: Awaitable[Result]) -> Deferred[Result]:
+    return ensureDeferred(cast(Any, work))
+
+
+def now(deferred: Deferred[Result]) -> Result:
+    """What has come of it, which must be over; raises what it raised."""
+    results: list[Any] = []
+    deferred.addBoth(results.append)
+    assert results, "it is not over"
+    if isinstance(results[0], Failure):
+        raise cast(BaseException, results[0].value)
+    return cast(Result, results[0])
+
+
+@pytest.fixture
+def world(tmp_path: Path) -> Iterator[World]:
+    world = World(tmp_path)
+    yield world
+    world.close()
+
+
+@pytest.fixture(autouse=True)
+def no_log_context_is_left_behind() -> Iterator[None]:
+    yield
+    assert current_context() is SENTINEL_CONTEXT
+
+
+# --- one download for all ---
+
+
+@each_size
+def test_all_who_ask_at_once_get_the_whole_content_of_one_request(world: World, content: bytes) -> None:
+    world.bucket.objects[PATH] = content
+    fetching = [world.begin_fetch() for _ in range(50)]
+    world.opening.work()
+    sources = [now(each) for each in fetching]
+    for source in sources:
+        assert source is not None
+        assert world.read_all(source) == content
+        world.take()
+        source.close()
+    assert world.bucket.opened == [(0, None)]
+    world.work()
+    world.assert_nothing_is_held()
+
+
+def test_who_comes_while_it_is_under_way_joins_it(world: World) -> None:
+    world.bucket.objects[PATH] = LARGE
+    first = world.fetch()
+    world.moving.work(2)
+    second = world.fetch()
+    assert world.read_all(second) == LARGE
+    assert world.read_all(first) == LARGE
+    assert len(world.bucket.opened) == 1
+
+
+def test_a_reader_gets_what_there_is_without_waiting_for_the_rest(world: World) -> None:
+    world.bucket.objects[PATH] = LARGE
+    source = world.fetch()
+    reading = begin(source.read())
+    assert not reading.called
+    world.moving.work(1)
+    chunk = now(reading)
+    assert 0 < len(chunk) < CHUNK_BYTES
+    assert LARGE.startswith(chunk)
+
+
+def test_a_reader_that_stalls_holds_up_nobody_and_no_thread(world: World) -> None:
+    world.bucket.objects[PATH] = LARGE
+    stalled, other = world.fetch(), world.fetch()
+    begun = world.read(stalled)
+    assert world.read_all(other) == LARGE
+    world.take()
+    world.take()
+    world.end(other)
+    assert not len(world.opening) + len(world.moving) + len(world.background)
+    assert not any(reader.holds_connection for reader in world.bucket.readers)
+    assert world.file.read_bytes() == LARGE
+    assert begun + world.read_all(stalled) == LARGE
+    world.end(stalled)
+    world.assert_nothing_is_held()
+
+
+def test_an_object_that_is_not_there_is_nothing_to_any_of_them(world: World) -> None:
+    fetching = [world.begin_fetch() for _ in range(3)]
+    world.work()
+    assert [now(each) for each in fetching] == [None] * 3
+    assert len(world.bucket.opened) == 1
+    world.assert_nothing_is_held()
+
+
+def test_an_object_that_cannot_be_opened_is_an_error_to_all_of_them_and_the_next_one_asks_anew(world: World) -> None:
+    world.bucket.objects[PATH] = LARGE
+    world.bucket.error = AccessDenied("no", operation="open", key=PATH)
+    fetching = [world.begin_fetch() for _ in range(3)]
+    world.work()
+    for each in fetching:
+        with pytest.raises(AccessDenied):
+            now(each)
+    world.assert_nothing_is_held()
+    world.bucket.error = None
+    assert world.read_all(world.fetch()) == LARGE
+
+
+def test_a_small_object_that_breaks_off_is_asked_for_again(world: World) -> None:
+    world.bucket.objects[PATH] = SMALL
+    world.bucket.breaks_at = [500]
+    assert world.read_all(world.fetch()) == SMALL
+
+
+def test_a_connection_that_breaks_is_taken_up_again_where_it_broke_and_only_in_the_same_object(world: World) -> None:
+    world.bucket.objects[PATH] = LARGE
+    world.bucket.breaks_at = [BREAK]
+    sources = [world.fetch() for _ in range(3)]
+    assert [world.read_all(source) for source in sources] == [LARGE] * 3
+    (_, (offset, if_match)) = world.bucket.opened
+    assert 0 < offset <= BREAK
+    assert if_match == "etag"
+
+
+def test_content_that_cannot_be_had_is_an_error_to_all_readers_after_what_there_is(world: World) -> None:
+    world.bucket.objects[PATH] = LARGE
+    world.bucket.breaks_at = [BREAK] * 10
+    sources = [world.fetch() for _ in range(3)]
+    for source in sources:
+        content = b""
+        with pytest.raises(BackendUnavailable):
+            while True:
+                content += world.read(source)
+        assert content
+        assert LARGE.startswith(content)
+        world.take()
+    world.end(*sources)
+    assert not world.file.exists()
+    world.assert_nothing_is_held()
+
+
+def test_readers_that_wait_are_told_at_once_that_the_rest_cannot_be_had(world: World) -> None:
+    world.bucket.objects[PATH] = LARGE
+    world.bucket.breaks_at = [1] * 10
+    readings = [begin(world.fetch().read()) for _ in range(3)]
+    world.work()
+    for reading in readings:
+        with pytest.raises(BackendUnavailable):
+            now(reading)
+
+
+def test_a_download_that_failed_is_joined_by_nobody(world: World) -> None:
+    world.bucket.objects[PATH] = LARGE
+    world.bucket.breaks_at = [1] * 3
+    failed = world.fetch()
+    world.work()
+    assert world.read_all(world.fetch()) == LARGE
+    with pytest.raises(BackendUnavailable):
+        world.read(failed)
+
+
+def test_a_download_that_nobody_wants_any_more_is_given_up(world: World) -> None:
+    world.bucket.objects[PATH] = LARGE
+    sources = [world.fetch(), world.fetch()]
+    world.moving.work(1)
+    for source in sources:
+        world.take()
+        source.close()
+    assert world.moving.work() <= 1
+    world.work()
+    assert not world.file.exists()
+    world.assert_nothing_is_held()
+    assert world.read_all(world.fetch()) == LARGE
+
+
+def test_a_download_that_one_of_two_wants_goes_on(world: World) -> None:
+    world.bucket.objects[PATH] = LARGE
+    gone, staying = world.fetch(), world.fetch()
+    gone.close()
+    assert world.read_all(staying) == LARGE
+    assert len(world.bucket.opened) == 1
+
+
+def test_a_source_that_is_closed_while_it_is_read_is_freed_afterwards(world: World) -> None:
+    world.bucket.objects[PATH] = LARGE
+    source = world.fetch()
+    world.take()
+    reading = begin(source.read())
+    source.close()
+    source.close()
+    world.moving.work(1)
+    assert now(reading)
+    world.work()
+    world.assert_nothing_is_held()
+
+
+# --- its place in the media store ---
+
+
+@each_size
+def test_a_whole_file_gets_its_place_and_nothing_else_is_left(world: World, content: bytes) -> None:
+    world.bucket.objects[PATH] = content
+    source = world.fetch()
+    world.take()
+    world.read_all(source)
+    world.end(source)
+    assert world.file.read_bytes() == content
+    assert world.asked == [(PATH, Digest(len(content), hashlib.sha256(content).hexdigest()))]
+    world.assert_nothing_is_held()
+
+
+@each_size
+def test_a_file_is_not_put_there_before_it_is_whole_nor_while_the_path_is_in_use(world: World, content: bytes) -> None:
+    world.bucket.objects[PATH] = content
+    sources = [world.fetch(), world.fetch()]
+    while world.moving.work(1):
+        world.background.work()
+        assert not world.file.exists()
+    world.work()
+    world.take()
+    world.work()
+    assert not world.file.exists()  # the other answer has not been taken
+    world.take()
+    assert world.file.read_bytes() == content
+    assert [world.read_all(source) for source in sources] == [content] * 2
+    world.end(*sources)
+    world.assert_nothing_is_held()
+
+
+@each_size
+def test_a_file_that_may_not_be_kept_is_gone_after_its_last_reader(world: World, content: bytes) -> None:
+    world.bucket.objects[PATH] = content
+    world.keeps = False
+    sources = [world.fetch(), world.fetch()]
+    for source in sources:
+        world.take()
+        assert world.read_all(source) == content
+        world.end(source)
+    assert len(world.bucket.opened) == 1
+    assert not world.file.exists()
+    world.assert_nothing_is_held()
+
+
+@each_size
+def test_a_file_that_all_readers_have_left_when_it_was_whole_still_gets_its_place(world: World, content: bytes) -> None:
+    world.bucket.objects[PATH] = content
+    source = world.fetch()
+    world.moving.work()
+    source.close()
+    world.take()
+    world.work()
+    assert world.file.read_bytes() == content
+    world.assert_nothing_is_held()
+
+
+def test_a_file_that_is_there_already_is_left_alone(world: World) -> None:
+    world.bucket.objects[PATH] = LARGE
+    source = world.fetch()
+    world.take()
+    world.file.parent.mkdir(parents=True)
+    world.file.write_bytes(b"of another process")
+    assert world.read_all(source) == LARGE
+    world.end(source)
+    assert world.file.read_bytes() == b"of another process"
+    world.assert_nothing_is_held()
+
+
+def test_directories_that_are_pruned_meanwhile_are_made_again(world: World) -> None:
+    world.bucket.objects[PATH] = LARGE
+    source = world.fetch()
+    world.work()
+    world.file.parent.rmdir()
+    world.take()
+    world.end(source)
+    assert world.file.read_bytes() == LARGE
+    world.assert_nothing_is_held()
+
+
+def test_directories_that_are_pruned_again_and_again_are_given_up(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def prepare(_file: TemporaryFile, _path: str) -> None:
+        """Makes directories that are gone at once."""
+
+    monkeypatch.setattr(TemporaryFile, "prepare", prepare)
+    world.bucket.objects[PATH] = LARGE
+    source = world.fetch()
+    world.take()
+    assert world.read_all(source) == LARGE
+    world.end(source)
+    world.assert_nothing_is_held()
+
+
+def test_a_file_that_the_background_puts_there_while_synapse_asks_is_taken_away(world: World) -> None:
+    # Synapse has seen nothing there, and may open the path for writing: that would empty what others read.
+    world.bucket.objects[PATH] = LARGE
+    paths = world.downloads.paths
+    assert paths._begin_change(PATH)
+    fetching = world.begin_fetch()
+    with world.store.create(PATH) as file:
+        file.write(LARGE)
+    placed = world.store.state(PATH)
+    assert not fetching.called
+    assert world.bucket.opened == []
+    paths._end_change(PATH, placed)
+    world.work()
+    assert now(fetching) is not None
+    assert not world.file.exists()
+
+
+def test_a_change_that_puts_nothing_there_only_lets_synapse_wait(world: World) -> None:
+    world.bucket.objects[PATH] = SMALL
+    paths = world.downloads.paths
+    assert paths._begin_change(PATH)
+    fetching = world.begin_fetch()
+    world.work()
+    assert not fetching.called
+    paths._end_change(PATH, None)
+    world.work()
+    source = now(fetching)
+    assert source is not None
+    assert world.read_all(source) == SMALL
+
+
+# --- where Synapse makes a copy ---
+
+
+def begin_copy(world: World, source: ChunkSource) -> Deferred[None]:
+    """What the responder does when Synapse has opened the path for writing."""
+    world.file.parent.mkdir(parents=True, exist_ok=True)
+    world.file.write_bytes(b"")
+    world.file.unlink()
+    world.take()
+    return begin(source.put_in_place())
+
+
+@each_size
+@pytest.mark.parametrize("keeps", [True, False])
+def test_a_copy_is_whole_and_in_its_place(world: World, content: bytes, keeps: bool) -> None:
+    world.bucket.objects[PATH] = content
+    world.keeps = keeps
+    source = world.fetch()
+    copying = begin_copy(world, source)
+    while world.moving.work(1):
+        assert not world.file.exists()
+    world.work()
+    now(copying)
+    assert world.file.read_bytes() == content
+    world.end(source)
+    assert world.file.read_bytes() == content
+    world.assert_nothing_is_held()
+
+
+@each_size
+@pytest.mark.parametrize("keeps", [True, False])
+@pytest.mark.parametrize("moment", ["before", "meanwhile", "when whole", "when placed"])
+def test_a_copy_and_a_download_share_one_request_whichever_comes_first(
+    world: World, content: bytes, keeps: bool, moment: str
+) -> None:
+    world.bucket.objects[PATH] = content
+    world.keeps = keeps
+    reader, copier = world.fetch(), world.fetch()
+    if moment == "before":
+        copying = begin_copy(world, copier)
+        world.take()
+    else:
+        world.take()
+        world.moving.work(None if moment != "meanwhile" else 2)
+        if moment == "when placed":
+            world.work()
+        copying = begin_copy(world, copier)
+    world.work()
+    now(copying)
+    assert world.file.read_bytes() == content
+    assert world.read_all(reader) == content
+    world.end(reader, copier)
+    assert world.file.read_bytes() == content
+    assert len(world.bucket.opened) == 1
+    world.assert_nothing_is_held()
+
+
+def test_a_copy_waits_until_the_others_have_taken_their_answers(world: World) -> None:
+    world.bucket.objects[PATH] = LARGE
+    copier, other = world.fetch(), world.fetch()
+    copying = begin_copy(world, copier)
+    world.work()
+    assert not copying.called
+    assert not world.file.exists()
+    world.take()
+    now(copying)
+    assert world.file.read_bytes() == LARGE
+    world.end(copier, other)
+
+
+def test_a_copy_that_another_process_has_begun_and_left_is_replaced_by_the_whole(world: World) -> None:
+    world.bucket.objects[PATH] = LARGE
+    source = world.fetch()
+    copying = begin_copy(world, source)
+    world.file.write_bytes(LARGE[:1000])
+    world.work()
+    now(copying)
+    assert world.file.read_bytes() == LARGE
+
+
+def test_a_copy_of_what_cannot_be_had_is_an_error_and_no_file(world: World) -> None:
+    world.bucket.objects[PATH] = LARGE
+    world.bucket.breaks_at = [BREAK] * 10
+    source = world.fetch()
+    copying = begin_copy(world, source)
+    world.work()
+    with pytest.raises(BackendUnavailable):
+        now(copying)
+    world.end(source)
+    assert not world.file.exists()
+    world.assert_nothing_is_held()
+
+
+# --- a disk that is full ---
+
+
+@pytest.fixture
+def full_disk(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(world.store, "free_space", lambda: (len(LARGE), 1 << 40))
+
+
+@pytest.fixture
+def failing_disk(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], None]:
+    """Lets every write beyond a number of bytes fail."""
+
+    def fail(beyond: int) -> None:
+        write = os.pwrite
+
+        def pwrite(descriptor: int, content: bytes, offset: int) -> int:
+            if offset >= beyond:
+                raise OSError(28, "No space left on device")
+            return write(descriptor, content[: beyond - offset], offset)
+
+        monkeypatch.setattr(os, "pwrite", pwrite)
+
+    return fail
+
+
+@pytest.mark.usefixtures("full_disk")
+def test_where_there_is_no_room_each_reader_gets_the_content_straight_from_the_bucket(world: World) -> None:
+    world.bucket.objects[PATH] = LARGE
+    sources = [world.fetch() for _ in range(2)]
+    assert [world.read_all(source) for source in sources] == [LARGE] * 2
+    assert len(world.bucket.opened) == 2
+    assert world.temporary == []
+    world.take()
+    world.take()
+    world.end(*sources)
+    assert not world.file.exists()
+    world.assert_nothing_is_held()
+
+
+@pytest.mark.usefixtures("full_disk")
+def test_where_there_is_no_room_a_copy_is_an_error_and_no_file(world: World) -> None:
+    world.bucket.objects[PATH] = LARGE
+    source = world.fetch()
+    with pytest.raises(OSError, match="no room"):
+        now(begin_copy(world, source))
+    world.end(source)
+    assert not world.file.exists()
+    world.assert_nothing_is_held()
+
+
+def test_when_the_disk_takes_no_more_readers_go_on_from_the_bucket_where_they_are(
+    world: World, failing_disk: Callable[[int], None]
+) -> None:
+    failing_disk(BREAK)
+    world.bucket.objects[PATH] = LARGE
+    sources = [world.fetch() for _ in range(3)]
+    begun = world.read(sources[0])
+    world.moving.work()
+    assert begun + world.read_all(sources[0]) == LARGE
+    assert [world.read_all(source) for source in sources[1:]] == [LARGE] * 2
+    assert world.bucket.opened[1] == (len(begun), "etag")
+    assert not world.file.exists()
+    for source in sources:
+        world.take()
+        world.end(source)
+    world.assert_nothing_is_held()
+
+
+def test_when_the_disk_takes_no_more_its_room_and_the_connection_are_free_at_once(
+    world: World, failing_disk: Callable[[int], None]
+) -> None:
+    failing_disk(BREAK)
+    world.bucket.objects[PATH] = LARGE
+    stalled = world.fetch()
+    world.work()
+    assert sum(file.stat().st_size for file in world.temporary) == 0
+    assert not any(reader.holds_connection for reader in world.bucket.readers)
+    assert world.read_all(stalled) == LARGE
+
+
+def test_when_the_disk_takes_no_more_and_all_have_gone_the_file_is_emptied_before_it_is_closed(
+    world: World, failing_disk: Callable[[int], None]
+) -> None:
+    failing_disk(BREAK)
+    world.bucket.objects[PATH] = LARGE
+    source = world.fetch()
+    world.take()
+    world.moving.work()
+    source.close()
+    # Of two threads of the background, each may be the first one to begin: what is closed must not be needed.
+    assert len(world.background) <= 1
+    world.work()
+    world.assert_nothing_is_held()
+
+
+def test_when_the_disk_takes_no_more_a_copy_is_an_error_and_no_file(
+    world: World, failing_disk: Callable[[int], None]
+) -> None:
+    failing_disk(BREAK)
+    world.bucket.objects[PATH] = LARGE
+    source = world.fetch()
+    copying = begin_copy(world, source)
+    world.work()
+    with pytest.raises(OSError, match="No space left"):
+        now(copying)
+    world.end(source)
+    assert not world.file.exists()
+    world.assert_nothing_is_held()
+
+
+def test_a_small_file_that_the_disk_did_not_take_is_never_put_in_place_short(
+    world: World, failing_disk: Callable[[int], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    world.bucket.objects[PATH] = SMALL
+    stalled, copier = world.fetch(), world.fetch()
+    world.take()
+    failing_disk(500)
+    world.work()
+    monkeypatch.undo()
+    # There is room again, and Synapse wants a copy of what is still being read.
+    copying = begin_copy(world, copier)
+    world.work()
+    now(copying)
+    assert world.file.read_bytes() == SMALL
+    world.end(stalled, copier)
+    world.assert_nothing_is_held()
+
+
+# --- a file that somebody cuts short ---
+
+
+@pytest.mark.parametrize("left", [0, 100_000])
+def test_readers_whose_file_is_cut_short_go_on_from_the_bucket(world: World, left: int) -> None:
+    world.bucket.objects[PATH] = LARGE
+    source = world.fetch()
+    world.take()
+    begun = world.read(source)
+    world.work()
+    # It is the file that the readers follow.
+    os.truncate(world.file, left)
+    assert begun + world.read_all(source) == LARGE
+    assert world.bucket.opened[1:] == [(max(left, len(begun)), "etag")]
+    world.end(source)
+    world.assert_nothing_is_held()
+
+
+def test_readers_whose_file_is_cut_short_and_whose_bucket_fails_are_told(world: World) -> None:
+    world.bucket.objects[PATH] = LARGE
+    source = world.fetch()
+    world.take()
+    world.work()
+    os.truncate(world.file, 0)
+    world.bucket.error = AccessDenied("no", operation="open", key=PATH)
+    with pytest.raises(BackendError):
+        world.read(source)
+    world.end(source)
+    world.assert_nothing_is_held()
+
+
+@pytest.mark.parametrize("end", ["removed", "removed and made anew"])
+def test_readers_whose_file_is_removed_go_on_with_it(world: World, end: str) -> None:
+    world.bucket.objects[PATH] = LARGE
+    source = world.fetch()
+    world.take()
+    world.work()
+    world.file.unlink()
+    if end != "removed":
+        world.file.write_bytes(b"another one")
+    assert world.read_all(source) == LARGE
+    assert len(world.bucket.opened) == 1
