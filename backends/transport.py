@@ -155,6 +155,9 @@ class _DeadlineConnection(HTTPConnection):
     state: _State
     sockets: _OpenSockets
 
+    _held: bytes | None = None
+    """The headers, once there are some, of a request whose body is still to come; None where nothing is held back."""
+
     def connect(self) -> None:
         super().connect()
         self.sockets.add(self.sock)
@@ -180,9 +183,21 @@ class _DeadlineConnection(HTTPConnection):
         finally:
             self._dns_host = host
 
+    def request(self, method: str, url: str, body: Any = None, *args: Any, **kwargs: Any) -> None:
+        """Send a request; its headers go with the beginning of its body, which saves the server from waking twice."""
+        self._held = b"" if isinstance(body, bytes) and body else None
+        super().request(method, url, body, *args, **kwargs)
+
     def send(self, data: Any) -> None:
+        held, self._held = self._held, None
+        if self.sock is None:
+            self.connect()
+        if held == b"":
+            self._held = data
+            return
+        data = held + data if held else data
         deadline = self.state.deadline
-        if deadline is None or self.sock is None:
+        if deadline is None:
             super().send(data)
             return
         view = memoryview(data)
@@ -253,6 +268,7 @@ class Transport(urllib3.PoolManager):
         self._state = _State()
         self._lock = threading.Lock()
         self._managers: dict[str | None, urllib3.PoolManager] = {}
+        self._pools: dict[str, HTTPConnectionPool] = {}
         self._sockets = _OpenSockets()
 
     @contextlib.contextmanager
@@ -328,7 +344,7 @@ class Transport(urllib3.PoolManager):
             ),
         }
         preload = options.pop("preload_content", True)
-        response = self._manager(url).urlopen(method, url, preload_content=False, **options)
+        response = self._send(method, url, preload_content=False, **options)
         if response.status < 300 and not preload:
             self._state.answer = Answer(response.status)
             return response
@@ -346,18 +362,31 @@ class Transport(urllib3.PoolManager):
                 manager.clear()
         self._sockets.cut()
 
-    def _manager(self, url: str) -> urllib3.PoolManager:
+    def _send(self, method: str, url: str, **options: Any) -> BaseHTTPResponse:
+        """Send a request directly to a host that is known already, else in the way that the environment says.
+
+        To look through the environment and to take the address apart takes a third of the time of a small request.
+        """
+        path = url.find("/", len("https://"))
+        pool = self._pools.get(url[:path])
+        if pool is not None:
+            return pool.urlopen(method, url[path:], **options)
         proxy = environment_proxy(url)
         with self._lock:
             if proxy not in self._managers:
                 self._managers[proxy] = self._open_manager(proxy)
-            return self._managers[proxy]
+            manager = self._managers[proxy]
+        if proxy is None:
+            self._pools[url[:path]] = manager.connection_from_url(url)
+        return manager.urlopen(method, url, **options)
 
     def _open_manager(self, proxy: str | None) -> urllib3.PoolManager:
         options: dict[str, Any] = {"maxsize": self._settings.max_pool_connections, "block": False}
-        options["ssl_context"] = _tls_context(self._settings.verify)
-        if self._settings.verify is False:
-            options["cert_reqs"] = "CERT_NONE"
+        # To read all CAs takes longer than many a run of the command line.
+        if self._settings.is_https or (proxy or "").startswith("https:"):
+            options["ssl_context"] = _tls_context(self._settings.verify)
+            if self._settings.verify is False:
+                options["cert_reqs"] = "CERT_NONE"
         manager = urllib3.PoolManager(**options) if proxy is None else _proxy_manager(proxy, options)
         manager.pool_classes_by_scheme = _pool_classes(self._state, self._sockets)
         return manager

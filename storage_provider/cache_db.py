@@ -15,7 +15,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal, NamedTuple, TypeVar
 
 from storage_provider.media_store import (
     Media,
@@ -32,6 +32,9 @@ How = Literal["put", "read"]
 _Item = TypeVar("_Item")
 
 _PAGE_ROWS = 1000
+
+# Some builds of SQLite take no more than 999 arguments.
+_ROWS_A_QUERY = 400
 
 # Rows in one transaction: a commit waits for the disk twice.
 _BATCH_ROWS = 10_000
@@ -86,8 +89,7 @@ class CacheDbError(Exception):
     """The cache cannot be used; the text is a sentence for the operator."""
 
 
-@dataclass(frozen=True)
-class CachedMedia:
+class CachedMedia(NamedTuple):
     """A media row of Synapse's database, as the cache holds it."""
 
     origin: str
@@ -184,12 +186,25 @@ class CacheDb:
             rows,
         )
 
-    def revive(self, media: Iterable[Media]) -> int:
-        """Note that files of this media are on the disk again; how many rows were thought deleted."""
-        return self._write(
-            "UPDATE media SET known_deleted = 0 WHERE known_deleted = 1 AND origin = ? AND filesystem_id = ?",
-            ((each.origin, each.filesystem_id) for each in media),
+    def revive(self, media: Iterable[Media]) -> list[CachedMedia]:
+        """Note that files of this media are on the disk again; returns the rows that were thought deleted."""
+        revived = []
+        for some in _batches(media, _ROWS_A_QUERY):
+            places = ", ".join(["(?, ?)"] * len(some))
+            found = self._read(
+                f"""
+                WITH asked (origin, filesystem_id) AS (VALUES {places})
+                SELECT m.origin, m.media_id, m.filesystem_id, m.type FROM asked CROSS JOIN media m
+                ON m.known_deleted = 1 AND m.origin = asked.origin AND m.filesystem_id = asked.filesystem_id
+                """,
+                tuple(text for each in some for text in (each.origin, each.filesystem_id)),
+            )
+            revived += [CachedMedia(*row) for row in found]
+        self._write(
+            "UPDATE media SET known_deleted = 0 WHERE known_deleted = 1 AND origin = ? AND media_id = ?",
+            ((row.origin, row.media_id) for row in revived),
         )
+        return revived
 
     def undeleted(self, kind: Kind, *, order: Literal["content", "thumbnails"] = "content") -> Iterator[CachedMedia]:
         """The rows whose files may be on the disk, in byte order of `content_path`, or of the thumbnails' paths.
@@ -202,7 +217,10 @@ class CacheDb:
         return rows if order == "content" else in_thumbnail_order(rows, lambda row: row.media)
 
     def rows(self) -> Iterator[CachedMedia]:
-        """All rows, deleted or not, in no promised order; they may be changed while this runs."""
+        """All rows, deleted or not, in byte order of origin and media id, the local ones first.
+
+        They may be changed while this runs.
+        """
         origin, media_id = "", ""
         while page := self._read(
             """
@@ -220,12 +238,17 @@ class CacheDb:
 
     # --- proofs ---
 
-    def proof(self, path: str) -> Proof | None:
-        """What was proved last of the file with this path."""
-        if path in self._new_proofs:
-            return self._new_proofs[path]
-        found = self._read("SELECT path, etag, size, mtime_ns, how FROM proofs WHERE path = ?", (path,))
-        return Proof(*found[0]) if found else None
+    def proofs(self, paths: Iterable[str]) -> dict[str, Proof]:
+        """What was proved last of the files with these paths, where something was."""
+        found: dict[str, Proof] = {}
+        for some in _batches(paths, _ROWS_A_QUERY):
+            places = ", ".join("?" * len(some))
+            rows = self._read(
+                f"SELECT path, etag, size, mtime_ns, how FROM proofs WHERE path IN ({places})", tuple(some)
+            )
+            found |= {row[0]: Proof(*row) for row in rows}
+            found |= {path: self._new_proofs[path] for path in some if path in self._new_proofs}
+        return found
 
     def record_proofs(self, proofs: Iterable[Proof]) -> None:
         self._new_proofs.update((proof.path, proof) for proof in proofs)
@@ -358,7 +381,7 @@ def _paths(media: Iterable[Media]) -> Iterator[tuple[str, str, str]]:
             yield content_path(each), f"{thumbnails}/", f"{thumbnails}0"
 
 
-def _batches(items: Iterable[_Item]) -> Iterator[list[_Item]]:
+def _batches(items: Iterable[_Item], size: int = _BATCH_ROWS) -> Iterator[list[_Item]]:
     remaining = iter(items)
-    while batch := list(itertools.islice(remaining, _BATCH_ROWS)):
+    while batch := list(itertools.islice(remaining, size)):
         yield batch

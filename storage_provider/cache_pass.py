@@ -51,7 +51,7 @@ class UntilStopped(Bandwidth):
         super().__init__(None, stop)
         self._ended = stop
 
-    def spend(self, size: int) -> None:
+    def spend(self, size: int, *, is_begun: bool = False) -> None:
         if self._ended.is_set():
             raise Stopped
 

@@ -6,17 +6,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from backends.errors import SettingsError
+from storage_provider.errors import ConfigurationError as ConfigurationError
 from storage_provider.settings import ProviderSettings
 from storage_provider.synapse_db import DatabaseArguments
 
 PROVIDER_MODULE = "s3_storage_provider.S3StorageProviderBackend"
-
-
-class ConfigurationError(Exception):
-    """The configuration cannot be used; a sentence with file and key, and never a secret."""
 
 
 class HomeserverConfig:
@@ -174,6 +169,8 @@ def _files_of(path: Path) -> list[Path]:
 
 
 def _read_yaml(path: Path) -> Any:
+    import yaml  # takes long to load, and runs without a configuration do not need it
+
     try:
         return yaml.safe_load(path.read_bytes())
     except OSError as error:

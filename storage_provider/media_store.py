@@ -66,8 +66,7 @@ class Locked(MediaStoreError):
     """Another process holds the lock."""
 
 
-@dataclass(frozen=True)
-class Media:
+class Media(NamedTuple):
     """What one uploaded or downloaded file and its thumbnails are stored under."""
 
     origin: str
@@ -90,8 +89,7 @@ class MediaFile:
     path: str
 
 
-@dataclass(frozen=True)
-class FileState:
+class FileState(NamedTuple):
     """What shows that a file has been changed or replaced."""
 
     size: int
@@ -185,7 +183,7 @@ class MediaStore:
         would follow stands behind a symbolic link.
         """
         try:
-            with self._directory(()) as root:
+            with self.directory(()) as root:
                 links = [name.rstrip("/") for name in MEDIA_ROOTS if _is_link(name.rstrip("/"), root)]
         except OSError as error:
             raise MediaStoreError(f"{self.root} cannot be read as a media store: {error.strerror}") from None
@@ -199,17 +197,17 @@ class MediaStore:
         """The state of a regular file; None where there is none, or only behind a symbolic link."""
         *directories, name = _checked(path)
         try:
-            with self._directory(directories) as parent:
-                return _regular_state(name, parent)
+            with self.directory(directories) as parent:
+                return regular_state(name, parent)
         except OSError as error:
-            if _is_nothing(error):
+            if is_nothing(error):
                 return None
             raise
 
     def open(self, path: str) -> BinaryIO:
         """Open a regular file for reading. Raises `FileNotFoundError`, and `OSError` for a symbolic link."""
         *directories, name = _checked(path)
-        with self._directory(directories) as parent:
+        with self.directory(directories) as parent:
             file = os.fdopen(os.open(name, _READ, dir_fd=parent), "rb")
         if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
             file.close()
@@ -222,12 +220,12 @@ class MediaStore:
         found = [content] if self.state(content) is not None else []
         directory = thumbnail_directory(media)
         try:
-            with self._directory(directory.split("/")) as thumbnails:
+            with self.directory(directory.split("/")) as thumbnails:
                 names = [
-                    name for name in _names(thumbnails, os.DirEntry.is_file) if is_thumbnail(name, not media.is_local)
+                    name for name in names_in(thumbnails, os.DirEntry.is_file) if is_thumbnail(name, not media.is_local)
                 ]
         except OSError as error:
-            if not _is_nothing(error):
+            if not is_nothing(error):
                 raise
             names = []
         return found + [f"{directory}/{name}" for name in sorted(names)]
@@ -239,7 +237,7 @@ class MediaStore:
         be found or not.
         """
         for directory, path in self._file_directories(media_root):
-            for name in sorted(_names(directory, os.DirEntry.is_file)):
+            for name in sorted(names_in(directory, os.DirEntry.is_file)):
                 if parse_path(path + name) is not None:
                     yield path + name
 
@@ -249,7 +247,7 @@ class MediaStore:
         has_thumbnails = _LEVELS.get(media_root, (0,))[-1] is None
         for directory, path in self._file_directories(media_root):
             for name, status in sorted(_statuses(directory)):
-                if is_thumbnail(name, is_remote) if has_thumbnails else _is_safe(name):
+                if is_thumbnail(name, is_remote) if has_thumbnails else is_safe(name):
                     yield WalkedFile(path + name, FileState._of(status), status.st_ctime_ns // 1_000_000)
 
     def holds_media(self) -> bool:
@@ -262,9 +260,9 @@ class MediaStore:
             raise UnsafePath(f"{media_root!r} is none of {', '.join(MEDIA_ROOTS)}")
         with contextlib.ExitStack() as opened:
             try:
-                directory = opened.enter_context(self._directory((media_root.rstrip("/"),)))
+                directory = opened.enter_context(self.directory((media_root.rstrip("/"),)))
             except OSError as error:
-                if _is_nothing(error):
+                if is_nothing(error):
                     return
                 raise
             yield from _walk(directory, media_root, _LEVELS[media_root])
@@ -284,15 +282,15 @@ class MediaStore:
         *directories, name = _checked(path)
         with contextlib.ExitStack() as opened:
             try:
-                parents = [opened.enter_context(self._directory(()))]
+                parents = [opened.enter_context(self.directory(()))]
                 for directory in directories:
-                    parents.append(_open_directory(directory, parents[-1]))
+                    parents.append(open_directory(directory, parents[-1]))
                     opened.callback(os.close, parents[-1])
-                if _regular_state(name, parents[-1]) != expected:
+                if regular_state(name, parents[-1]) != expected:
                     return False
                 os.unlink(name, dir_fd=parents[-1])
             except OSError as error:
-                if _is_nothing(error):
+                if is_nothing(error):
                     return False
                 raise
             # The first of the directories stays: it belongs to the layout. One that is not empty ends it.
@@ -314,20 +312,20 @@ class MediaStore:
 
     def temporary_file(self) -> TemporaryFile:
         """A new file that has no place in the store yet."""
-        with self._directory((OWN_DIRECTORY, "tmp"), make=True) as directory:
+        with self.directory((OWN_DIRECTORY, "tmp"), make=True) as directory:
             return TemporaryFile(self, *_locked_file(directory))
 
     def remove_stale_temporary_files(self) -> int:
         """Remove what a process that was killed has left behind; the number of files."""
         removed = 0
         try:
-            with self._directory((OWN_DIRECTORY, "tmp")) as temporary:
-                for name in _names(temporary, os.DirEntry.is_file):
+            with self.directory((OWN_DIRECTORY, "tmp")) as temporary:
+                for name in names_in(temporary, os.DirEntry.is_file):
                     with contextlib.suppress(FileNotFoundError, Locked), _flock(name, temporary, os.O_RDWR):
                         os.unlink(name, dir_fd=temporary)
                         removed += 1
         except OSError as error:
-            if not _is_nothing(error):
+            if not is_nothing(error):
                 raise
         return removed
 
@@ -337,7 +335,7 @@ class MediaStore:
     def lock(self, name: str) -> Iterator[None]:
         """Hold the lock of this name, which goes with the process. Raises `Locked` where another one has it."""
         with (
-            self._directory((OWN_DIRECTORY,), make=True) as own,
+            self.directory((OWN_DIRECTORY,), make=True) as own,
             _flock(f"{name}.lock", own, os.O_RDWR | os.O_CREAT) as file,
         ):
             self._adopt(file)
@@ -350,7 +348,7 @@ class MediaStore:
     def set_offloaded_before(self, ts_ms: int) -> None:
         """Move that moment forward; an earlier one than there is changes nothing."""
         with (
-            self._directory((OWN_DIRECTORY,), make=True) as own,
+            self.directory((OWN_DIRECTORY,), make=True) as own,
             _flock(f"{_STAMP}.lock", own, os.O_RDWR | os.O_CREAT, wait=True) as lock,
         ):
             self._adopt(lock)
@@ -369,12 +367,12 @@ class MediaStore:
 
     def set_listed_at(self, ts_ms: int) -> None:
         """Note that moment; for the holder of the lock that goes with it."""
-        with self._directory((OWN_DIRECTORY,), make=True) as own:
+        with self.directory((OWN_DIRECTORY,), make=True) as own:
             self._write_moment(_LISTED, own, ts_ms)
 
     def _read_moment(self, name: str) -> int | None:
         try:
-            with self._directory((OWN_DIRECTORY,)) as own:
+            with self.directory((OWN_DIRECTORY,)) as own:
                 return _read_moment(name, own)
         except FileNotFoundError:
             return None
@@ -395,13 +393,13 @@ class MediaStore:
     # --- inside ---
 
     @contextlib.contextmanager
-    def _directory(self, segments: Iterable[str], *, make: bool = False) -> Iterator[int]:
+    def directory(self, segments: Iterable[str], *, make: bool = False) -> Iterator[int]:
         """A descriptor of a directory in the store; only the store itself may stand behind a link."""
         current = os.open(self.root, os.O_RDONLY | os.O_DIRECTORY)
         try:
             for segment in segments:
                 made = make and _make_directory(segment, current)
-                inner = _open_directory(segment, current)
+                inner = open_directory(segment, current)
                 os.close(current)
                 current = inner
                 if made:
@@ -453,7 +451,7 @@ class TemporaryFile:
         """Do the slow part of `place`: bring the content to the disk, and make the directories."""
         *directories, _ = _checked(path)
         self.sync(mtime)
-        with self._store._directory(directories, make=True):
+        with self._store.directory(directories, make=True):
             pass
 
     def link(self, path: str) -> FileState:
@@ -463,8 +461,8 @@ class TemporaryFile:
         """
         *directories, name = _checked(path)
         with (
-            self._store._directory((OWN_DIRECTORY, "tmp")) as temporary,
-            self._store._directory(directories) as parent,
+            self._store.directory((OWN_DIRECTORY, "tmp")) as temporary,
+            self._store.directory(directories) as parent,
         ):
             try:
                 os.link(self._name, name, src_dir_fd=temporary, dst_dir_fd=parent, follow_symlinks=False)
@@ -481,14 +479,14 @@ class TemporaryFile:
         self.sync(mtime)
         try:
             with (
-                self._store._directory((OWN_DIRECTORY, "tmp")) as temporary,
-                self._store._directory(directories) as parent,
+                self._store.directory((OWN_DIRECTORY, "tmp")) as temporary,
+                self._store.directory(directories) as parent,
             ):
-                if _regular_state(name, parent) != expected:
+                if regular_state(name, parent) != expected:
                     return None
                 os.rename(self._name, name, src_dir_fd=temporary, dst_dir_fd=parent)
         except OSError as error:
-            if _is_nothing(error):
+            if is_nothing(error):
                 return None
             raise
         return FileState.of(self.file)
@@ -497,7 +495,7 @@ class TemporaryFile:
         """Close the file, and forget what has not been put in place; may be called twice."""
         if self.file.closed:
             return
-        with contextlib.suppress(OSError), self._store._directory((OWN_DIRECTORY, "tmp")) as temporary:
+        with contextlib.suppress(OSError), self._store.directory((OWN_DIRECTORY, "tmp")) as temporary:
             os.unlink(self._name, dir_fd=temporary)
         self.file.close()
 
@@ -523,12 +521,15 @@ def _segments(media: Media) -> list[str]:
     if not media.is_local:
         segments.insert(0, media.origin)
     for segment in segments:
-        if not _is_safe(segment):
+        if not is_safe(segment):
             raise UnsafePath(f"{segment!r} cannot be a part of a path in the media store")
     return segments
 
 
-def _is_safe(segment: str) -> bool:
+def is_safe(segment: str) -> bool:
+    """Whether a name can be a part of a path, and of a key."""
+    if segment.isascii() and segment.isalnum() and len(segment) <= _LONGEST_SEGMENT:
+        return True
     if segment in ("", ".", "..") or "/" in segment or _CONTROL.search(segment):
         return False
     try:
@@ -550,12 +551,12 @@ def _checked(path: str) -> list[str]:
     return path.split("/")
 
 
-def _is_nothing(error: OSError) -> bool:
+def is_nothing(error: OSError) -> bool:
     """Whether there is no such file or directory, or a link or something else in its place."""
     return error.errno in (errno.ENOENT, errno.ENOTDIR, errno.ELOOP)
 
 
-def _open_directory(name: str, parent: int) -> int:
+def open_directory(name: str, parent: int) -> int:
     return os.open(name, _DIRECTORY, dir_fd=parent)
 
 
@@ -578,12 +579,12 @@ def _is_link(name: str, parent: int) -> bool:
         return False
 
 
-def _regular_state(name: str, parent: int) -> FileState | None:
+def regular_state(name: str, parent: int) -> FileState | None:
     status = _lstat(name, parent)
     return FileState._of(status) if stat.S_ISREG(status.st_mode) else None
 
 
-def _names(directory: int, kind: Callable[..., bool]) -> list[str]:
+def names_in(directory: int, kind: Callable[..., bool]) -> list[str]:
     """The names of the files or of the directories, links left out; none where the directory has just gone."""
     try:
         with os.scandir(directory) as entries:
@@ -609,13 +610,13 @@ def _walk(directory: int, path: str, levels: tuple[int | None, ...]) -> Iterator
         yield directory, path
         return
     length, *further = levels
-    for name in sorted(f"{name}/" for name in _names(directory, os.DirEntry.is_dir)):
-        if not _is_safe(name[:-1]) or length not in (None, len(name) - 1):
+    for name in sorted(f"{name}/" for name in names_in(directory, os.DirEntry.is_dir)):
+        if not is_safe(name[:-1]) or length not in (None, len(name) - 1):
             continue
         try:
-            inner = _open_directory(name[:-1], directory)
+            inner = open_directory(name[:-1], directory)
         except OSError as error:
-            if _is_nothing(error):
+            if is_nothing(error):
                 continue
             raise
         try:

@@ -2,48 +2,47 @@
 
 Media is handled in rounds of bounded size. In each round: what is on disk is looked up in the
 listing, what is missing there is sent, and, where deletion is asked for, every file is proved
-against the bucket as it is after that, checked to be still unused, and removed.
+against the bucket as it is after that, checked to be still unused, and removed. While a round is
+being finished, the next one is on its way.
 """
 
 from __future__ import annotations
 
-import itertools
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, as_completed
+from contextlib import suppress
 from dataclasses import dataclass, field
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 from backends.base import Backend, ObjectInfo
 from backends.errors import BackendError, ObjectNotFound
 from storage_provider.cache_db import CacheDb, CachedMedia, How, Proof
-from storage_provider.media_store import (
-    MEDIA_ROOTS,
-    FileState,
-    MediaStore,
-    UnsafePath,
-    parse_path,
-)
-from storage_provider.reconcile import ListingCursor, ListingRefused
-from storage_provider.synapse_db import SynapseDb
+from storage_provider.candidates import NotOnDisk, candidates
+from storage_provider.judgement import Difference, damage, objection
+from storage_provider.listing import ListingCursor, ListingRefused
+from storage_provider.media_store import MEDIA_ROOTS, FileState, MediaStore, UnsafePath, content_path
 from storage_provider.transfers import (
     Bandwidth,
-    Digest,
+    Damaged,
     Failed,
     Failures,
     FileChanged,
+    FileGone,
     Stopped,
     Verify,
     digest_of_file,
     digest_of_object,
     etag_proves,
-    fits,
+    known_sha256,
     reason,
     upload,
 )
 
-_Item = TypeVar("_Item")
+if TYPE_CHECKING:
+    from storage_provider.synapse_db import MediaFacts, SynapseDb
+
 _Result = TypeVar("_Result")
 
 _MEDIA_IN_A_ROUND = 1000
@@ -76,26 +75,38 @@ class Kept:
 
 
 @dataclass(frozen=True)
+class Gone:
+    """So many media that were taken to be on disk are not."""
+
+    media: int
+
+
+@dataclass(frozen=True)
 class MediaDone:
     """All that could be done for a media in this run."""
 
     row: CachedMedia
     uploaded_files: int
     deleted_files: int
+    is_back: bool = False
+    """Whether it had been deleted, and was on disk again."""
 
 
-Event = Uploaded | Deleted | Kept | Failed | MediaDone
+Event = Uploaded | Deleted | Kept | Failed | Gone | MediaDone
 
 
 @dataclass
 class _File:
     """A file of the round, and what is known of its object."""
 
+    media: _Media
     path: str
     state: FileState
     info: ObjectInfo | None = None
     is_looked_up: bool = False
     """Whether `info` is what the listing says; otherwise the object has to be asked for."""
+    facts: MediaFacts | None = None
+    """What the database says, where it was asked."""
     recorded: Proof | None = None
     """What an earlier run found out."""
     sent: ObjectInfo | None = None
@@ -103,25 +114,26 @@ class _File:
     proof: str | None = None
     is_done: bool = False
     """Whether nothing more is to be done with it in this run."""
+    is_removed: bool = False
 
 
 @dataclass
 class _Media:
     row: CachedMedia
+    is_back: bool
     files: list[_File]
     uploaded: int = 0
     deleted: int = 0
 
 
-_Job = tuple[_Media, _File]
-
-
 @dataclass(frozen=True)
-class _Difference:
-    """File and object are not the same."""
+class _Begun:
+    """A round whose files are being sent."""
 
-    file: Digest
-    object: Digest
+    media: list[_Media]
+    sending: dict[Future[Uploaded | Difference | None], _File]
+    failed: list[Failed]
+    """What was found out before."""
 
 
 @dataclass
@@ -148,198 +160,263 @@ class Offload:
     _left: int | None = field(default=None, init=False)
     _failures: Failures = field(default_factory=Failures, init=False)
     _listing_is_refused: bool = field(default=False, init=False)
-    _listings: dict[str, ListingCursor] = field(default_factory=dict, init=False)
 
     def run(self) -> Iterator[Event]:
         """Do it, and tell what was done. Raises `BucketFails`; each round leaves everything consistent."""
         self._left = self.limit
-        self._listings = {root: ListingCursor(self.backend, root) for root in MEDIA_ROOTS}
-        with ThreadPoolExecutor(self.workers, thread_name_prefix="transfer") as threads:
+        listings = self._listings(read_ahead=True)
+        if (
+            first := next(self.cache.undeleted("local"), None) or next(self.cache.undeleted("remote"), None)
+        ) is not None:
+            # While the disk is being read.
+            with suppress(UnsafePath):
+                path = content_path(first.media)
+                listings[_root_of(path)].prepare(path)
+        threads = ThreadPoolExecutor(self.workers, thread_name_prefix="transfer")
+        begun: _Begun | None = None
+        try:
             for entry in self._rounds():
-                if isinstance(entry, Failed):
+                if not isinstance(entry, list):
                     yield entry
                     continue
-                yield from self._transfer(threads, entry)
-                if self.delete:
-                    yield from self._prove(threads, entry)
-                    yield from self._remove(entry)
+                next_ = self._begin(threads, entry, listings)
+                if begun is not None:
+                    yield from self._finish(threads, begun)
+                begun = next_
                 if self._left is not None:
-                    self._left -= sum(1 for media in entry if media.uploaded or media.deleted)
-                yield from (MediaDone(media.row, media.uploaded, media.deleted) for media in entry)
+                    # How much of the limit is left shows when the round is finished.
+                    yield from self._finish(threads, begun)
+                    begun = None
+            if begun is not None:
+                yield from self._finish(threads, begun)
+        finally:
+            threads.shutdown(cancel_futures=True)
+        self._failures.check(self.backend)
+
+    def _finish(self, threads: ThreadPoolExecutor, begun: _Begun) -> Iterator[Event]:
+        yield from self._end_sending(threads, begun)
+        if self.delete:
+            yield from self._prove(threads, begun.media)
+            yield from self._remove(begun.media)
+        self._record(begun.media)
+        if self._left is not None:
+            self._left -= sum(1 for media in begun.media if media.uploaded or media.deleted)
+        yield from (MediaDone(media.row, media.uploaded, media.deleted, media.is_back) for media in begun.media)
 
     # --- what there is to do ---
 
-    def _rounds(self) -> Iterator[list[_Media] | Failed]:
+    def _rounds(self) -> Iterator[list[_Media] | Failed | Gone]:
         """Media with files on disk, in the order of the listing; those without are noted as deleted."""
         round_: list[_Media] = []
         gone: list[CachedMedia] = []
-        for row in itertools.chain(self.cache.undeleted("local"), self.cache.undeleted("remote")):
+        for entry in candidates(self.store, self.cache):
             if self._must_end() or self._left == 0:
                 break
-            try:
-                files = self._files(row)
-            except (UnsafePath, OSError) as error:
-                yield Failed(f"{row.origin or 'local'} {row.media_id}", f"refused: {error}")
-                continue
-            if files:
-                round_.append(_Media(row, files))
+            if isinstance(entry, Failed):
+                yield entry
+            elif isinstance(entry, NotOnDisk):
+                gone.append(entry.row)
             else:
-                gone.append(row)
+                media = _Media(entry.row, entry.is_back, [])
+                media.files = [_File(media, path, state) for path, state in entry.files]
+                round_.append(media)
             if len(gone) >= _MEDIA_IN_A_ROUND:
-                self.cache.mark_deleted(gone)
+                yield self._note_gone(gone)
                 gone = []
             if len(round_) >= min(_MEDIA_IN_A_ROUND, self._left or _MEDIA_IN_A_ROUND):
                 yield round_
                 round_ = []
-        self.cache.mark_deleted(gone)
+        if gone:
+            yield self._note_gone(gone)
         if round_ and not self._must_end():
             yield round_
+
+    def _note_gone(self, rows: list[CachedMedia]) -> Gone:
+        self.cache.mark_deleted(rows)
+        return Gone(len(rows))
 
     def _must_end(self) -> bool:
         return self.stop.is_set() or (self.ends_at is not None and time.monotonic() >= self.ends_at)
 
-    def _files(self, row: CachedMedia) -> list[_File]:
-        files = []
-        for path in self.store.files_of(row.media):
-            state = self.store.state(path)
-            if state is not None:
-                files.append(_File(path, state))
-        return files
+    # --- asking the bucket ---
 
-    def _look_up(self, file: _File) -> None:
-        if not self._listing_is_refused:
-            root = file.path[: file.path.index("/") + 1]
-            try:
-                file.info = self._listings[root].find(file.path)
-                file.is_looked_up = True
+    def _listings(self, *, read_ahead: bool) -> dict[str, ListingCursor]:
+        return {root: ListingCursor(self.backend, root, read_ahead=read_ahead) for root in MEDIA_ROOTS}
+
+    def _look_up(self, files: Iterable[_File], listings: Mapping[str, ListingCursor]) -> None:
+        """See what the listing says of objects, where that is cheaper than asking for each."""
+        by_root: dict[str, dict[str, _File]] = {root: {} for root in listings}
+        for file in files:
+            file.info, file.is_looked_up = None, False
+            by_root[_root_of(file.path)][file.path] = file
+        for root, wanted in by_root.items():
+            if self._listing_is_refused:
                 return
+            try:
+                for path, info in listings[root].find_all(wanted):
+                    wanted[path].info, wanted[path].is_looked_up = info, True
             except ListingRefused:
                 self._listing_is_refused = True
-        file.is_looked_up = False
 
     def _object(self, file: _File) -> ObjectInfo | None:
-        if file.is_looked_up:
-            return file.info
-        try:
-            return self.backend.stat(file.path)
-        except ObjectNotFound:
-            return None
+        if not file.is_looked_up:
+            try:
+                file.info = self.backend.stat(file.path)
+            except ObjectNotFound:
+                file.info = None
+            file.is_looked_up = True
+        return file.info
 
     # --- sending ---
 
-    def _transfer(self, threads: ThreadPoolExecutor, round_: list[_Media]) -> Iterator[Event]:
-        files = [(media, file) for media in round_ for file in media.files]
-        for _, file in files:
-            self._look_up(file)
-        differing: list[tuple[_Media, _File, _Difference]] = []
-        for (media, file), outcome in self._at_once(threads, files, self._send):
-            if isinstance(outcome, _Difference):
-                differing.append((media, file, outcome))
+    def _begin(
+        self, threads: ThreadPoolExecutor, round_: list[_Media], listings: Mapping[str, ListingCursor]
+    ) -> _Begun:
+        files = [file for media in round_ for file in media.files]
+        self._look_up(files, listings)
+        unsettled = [file for file in files if file.info is None or file.info.size != file.state.size]
+        self._ask_for_facts(unsettled)
+        failed, to_send = [], []
+        for file in unsettled:
+            damaged = None
+            if file.facts is not None and file.is_looked_up and file.info is None:
+                damaged = damage(file.facts, file.path, file.state.size)
+            if damaged is None:
+                to_send.append(file)
+            else:
+                file.is_done = True
+                failed.append(Failed(file.path, damaged))
+        return _Begun(round_, self._submit(threads, to_send, self._send), failed)
+
+    def _ask_for_facts(self, files: Iterable[_File]) -> None:
+        if self.database is None:
+            return
+        files = list(files)
+        facts = self.database.facts_of(dict.fromkeys(file.media.row for file in files))
+        for file in files:
+            file.facts = facts.get(file.media.row)
+
+    def _send(self, file: _File) -> Uploaded | Difference | None:
+        """Make sure that there is an object of the file's size."""
+        info = self._object(file)
+        if info is not None:
+            return None if info.size == file.state.size else self._difference(file, info)
+        sha256 = None
+        if file.facts is not None:
+            if damaged := damage(file.facts, file.path, file.state.size):
+                raise Damaged(damaged)
+            sha256 = known_sha256(file.facts, file.path)
+        file.sent = upload(self.backend, self.store, file.path, file.state, self.bandwidth, sha256=sha256)
+        return Uploaded(file.path, file.state.size)
+
+    def _end_sending(self, threads: ThreadPoolExecutor, begun: _Begun) -> Iterator[Event]:
+        yield from begun.failed
+        differing: list[tuple[_File, Difference]] = []
+        for file, outcome in self._outcomes(begun.sending):
+            if isinstance(outcome, Difference):
+                differing.append((file, outcome))
             elif isinstance(outcome, Uploaded):
-                media.uploaded += 1
-                if not self.delete and file.sent is not None:
-                    # For the run that deletes.
-                    self._record(file, file.sent, "put")
+                file.media.uploaded += 1
                 yield outcome
             elif outcome is not None:
                 file.is_done = True
                 yield outcome
-        for media, file, difference in differing:
-            yield self._judge(media, file, difference)
+        yield from self._settle(threads, differing)
 
-    def _send(self, file: _File) -> Uploaded | _Difference | None:
-        """Make sure that there is an object of the file's size."""
-        info = self._object(file)
-        if info is None:
-            file.sent = upload(self.backend, self.store, file.path, file.state, self.bandwidth)
-            return Uploaded(file.path, file.state.size)
-        file.info, file.is_looked_up = info, True
-        return None if info.size == file.state.size else self._difference(file, info)
-
-    def _difference(self, file: _File, info: ObjectInfo) -> _Difference | None:
+    def _difference(self, file: _File, info: ObjectInfo) -> Difference | None:
         """Read both; None where they are the same after all."""
         ours = digest_of_file(self.store, file.path)
         theirs = digest_of_object(self.backend, file.path, info.etag, self.bandwidth)
-        return None if ours == theirs else _Difference(ours, theirs)
+        return None if ours == theirs else Difference(ours, theirs)
 
-    def _judge(self, media: _Media, file: _File, difference: _Difference) -> Event:
-        """Let the database say which of two is right, and put it in the place of the other if it is the file."""
-        file.is_done = True
-        if self.database is None:
-            return Failed(file.path, "file and object differ; only Synapse's database could tell which is right")
-        facts = self.database.facts(media.row)
-        file_is_right, object_is_right = (
-            fits(facts, file.path, difference.file),
-            fits(facts, file.path, difference.object),
-        )
-        if file_is_right == object_is_right:
-            which = "both could be" if file_is_right else "neither is"
-            return Failed(file.path, f"file and object differ, and {which} right by Synapse's database")
-        if object_is_right:
-            return Failed(file.path, "the file is damaged, the object is whole: remove the file to have it served")
-        try:
-            file.sent = upload(self.backend, self.store, file.path, file.state, self.bandwidth)
-        except (BackendError, FileChanged, OSError) as error:
-            return Failed(file.path, reason(error))
-        file.is_done = False
-        media.uploaded += 1
+    def _settle(self, threads: ThreadPoolExecutor, differing: list[tuple[_File, Difference]]) -> Iterator[Event]:
+        """Let the database say which of two is right, and put the file in the place of the object where it is."""
+        self._ask_for_facts(file for file, _ in differing)
+        right: list[_File] = []
+        for file, difference in differing:
+            file.is_done = True
+            if self.database is None:
+                yield Failed(file.path, "file and object differ; only Synapse's database could tell which is right")
+            elif against := objection(file.facts, file.path, difference):
+                yield Failed(file.path, against)
+            else:
+                right.append(file)
+        for file, outcome in self._outcomes(self._submit(threads, right, self._replace)):
+            if isinstance(outcome, Uploaded):
+                file.is_done = False
+                file.media.uploaded += 1
+            if outcome is not None:
+                yield outcome
+
+    def _replace(self, file: _File) -> Uploaded:
+        sha256 = None if file.facts is None else known_sha256(file.facts, file.path)
+        file.sent = upload(self.backend, self.store, file.path, file.state, self.bandwidth, sha256=sha256)
         return Uploaded(file.path, file.state.size, replaced=True)
 
     # --- proving ---
 
     def _prove(self, threads: ThreadPoolExecutor, round_: list[_Media]) -> Iterator[Event]:
-        files = [(media, file) for media in round_ for file in media.files if not file.is_done]
+        if self._must_end():
+            return
+        files = [file for media in round_ for file in media.files if not file.is_done]
         # What was sent is looked up again: a server may acknowledge what it does not keep.
-        for cursor in self._listings.values():
-            cursor.rewind()
-        for _, file in files:
-            if file.sent is not None:
-                self._look_up(file)
-            else:
-                file.recorded = self.cache.proof(file.path)
-        differing: list[tuple[_Media, _File, _Difference]] = []
-        for (media, file), outcome in self._at_once(threads, files, self._prove_one):
-            if isinstance(outcome, _Difference):
-                differing.append((media, file, outcome))
+        self._look_up((file for file in files if file.sent is not None), self._listings(read_ahead=False))
+        recorded = self.cache.proofs(file.path for file in files if file.sent is None)
+        to_read = []
+        for file in files:
+            file.recorded = recorded.get(file.path)
+            file.proof = self._cheap_proof(file) if file.is_looked_up else None
+            if file.proof is None:
+                to_read.append(file)
+        differing: list[tuple[_File, Difference]] = []
+        for file, outcome in self._outcomes(self._submit(threads, to_read, self._prove_by_reading)):
+            if isinstance(outcome, Difference):
+                differing.append((file, outcome))
             elif isinstance(outcome, str):
                 file.proof = outcome
-                if file.info is not None and outcome in ("put", "read"):
-                    self._record(file, file.info, "put" if outcome == "put" else "read")
             elif outcome is not None:
                 yield outcome
-        for media, file, difference in differing:
-            if file.sent is not None:
-                yield Failed(file.path, "the object is not what was sent")
-            else:
-                # What replaces the object now is proved by the next run.
-                yield self._judge(media, file, difference)
+        yield from (Failed(file.path, "the object is not what was sent") for file, _ in differing if file.sent)
+        # What replaces the object now is proved by the next run.
+        yield from self._settle(threads, [(file, difference) for file, difference in differing if not file.sent])
 
-    def _prove_one(self, file: _File) -> str | Failed | _Difference:
-        """How the object is proved to be the file."""
-        info = self._object(file)
-        if info is None:
-            return Failed(file.path, "the object is not in the bucket, though it was sent")
-        file.info = info
-        if info.size == file.state.size:
-            if self.verify is Verify.SIZE:
-                return "size"
-            if self.verify is Verify.PROOF and (proof := self._cheap_proof(file, info)):
-                return proof
-        return self._difference(file, info) or "read"
-
-    def _cheap_proof(self, file: _File, info: ObjectInfo) -> str | None:
-        if file.sent is not None and info.etag and info.etag == file.sent.etag:
-            return "put"
+    def _cheap_proof(self, file: _File) -> str | None:
+        """How the object is proved to be the file by what is known of it, or None."""
+        info = file.info
+        if info is None or info.size != file.state.size or self.verify is Verify.FULL:
+            return None
+        if self.verify is Verify.SIZE:
+            return "size"
+        if file.sent is not None:
+            return "put" if info.etag and info.etag == file.sent.etag else None
         known = file.recorded
         if known is not None and info.etag:
             now = (info.etag, info.size, file.state.mtime_ns)
             if (known.etag, known.size, known.mtime_ns) == now:
                 return known.how
-        return "etag" if etag_proves(self.store, file.path, info) else None
+        return None
 
-    def _record(self, file: _File, info: ObjectInfo, how: How) -> None:
-        """Keep what was expensive to find out, for files that stay."""
-        self.cache.record_proofs([Proof(file.path, info.etag, info.size, file.state.mtime_ns, how)])
+    def _prove_by_reading(self, file: _File) -> str | Failed | Difference:
+        """How the object is proved to be the file by reading the file, and the object where that does not do."""
+        info = self._object(file)
+        if info is None:
+            return Failed(file.path, "the object is not in the bucket, though it was sent")
+        if proof := self._cheap_proof(file):
+            return proof
+        if info.size == file.state.size and self.verify is Verify.PROOF and etag_proves(self.store, file.path, info):
+            return "etag"
+        return self._difference(file, info) or "read"
+
+    def _record(self, round_: list[_Media]) -> None:
+        """Keep what was expensive to find out, for files that stay and for the run that deletes."""
+        proofs = []
+        for file in (file for media in round_ for file in media.files if not file.is_removed):
+            if file.proof in ("put", "read") and file.info is not None and file.recorded is None:
+                how: How = "put" if file.proof == "put" else "read"
+                proofs.append(Proof(file.path, file.info.etag, file.info.size, file.state.mtime_ns, how))
+            elif not self.delete and file.sent is not None:
+                proofs.append(Proof(file.path, file.sent.etag, file.sent.size, file.state.mtime_ns, "put"))
+        self.cache.record_proofs(proofs)
 
     # --- deleting ---
 
@@ -357,19 +434,19 @@ class Offload:
                 yield from (Kept(file.path, "in use again, or gone from Synapse's database") for file in proved)
                 continue
             for file in proved:
-                yield self._remove_one(media, file)
+                yield self._remove_one(file)
             if media.deleted == len(media.files):
                 gone.append(media.row)
         self.cache.mark_deleted(gone)
 
-    def _remove_one(self, media: _Media, file: _File) -> Event:
+    def _remove_one(self, file: _File) -> Event:
         try:
-            removed = self.store.remove(file.path, file.state)
+            file.is_removed = self.store.remove(file.path, file.state)
         except OSError as error:
             return Failed(file.path, f"cannot be removed: {error.strerror}")
-        if not removed:
+        if not file.is_removed:
             return Kept(file.path, "it changed meanwhile")
-        media.deleted += 1
+        file.media.deleted += 1
         return Deleted(file.path, file.state.size, file.proof or "")
 
     def _still_unused(self, rows: Sequence[CachedMedia]) -> set[tuple[str, str]]:
@@ -379,66 +456,39 @@ class Offload:
 
     # --- many at once ---
 
-    def _at_once(
-        self, threads: ThreadPoolExecutor, jobs: Iterable[_Job], work: Callable[[_File], _Result]
-    ) -> Iterator[tuple[_Job, _Result | Failed | None]]:
+    def _submit(
+        self, threads: ThreadPoolExecutor, files: Iterable[_File], work: Callable[[_File], _Result]
+    ) -> dict[Future[_Result], _File]:
+        def run(file: _File) -> _Result:
+            if self._must_end():
+                raise Stopped
+            return work(file)
+
+        return {threads.submit(run, file): file for file in files}
+
+    def _outcomes(
+        self, running: Mapping[Future[_Result], _File]
+    ) -> Iterator[tuple[_File, _Result | Failed | Kept | None]]:
         """The results as they come, failures among them; None for what was not begun before the end."""
+        for future in as_completed(running):
+            outcome = self._result(running[future], future)
+            yield running[future], outcome
 
-        def run(file: _File) -> _Result | None:
-            return None if self._must_end() else work(file)
-
-        running = {threads.submit(run, file): (media, file) for media, file in jobs}
-        try:
-            for future in as_completed(running):
-                media, file = running[future]
-                outcome = self._result(file, future)
-                yield (media, file), outcome
-        finally:
-            for future in running:
-                future.cancel()
-
-    def _result(self, file: _File, future: Future[_Result | None]) -> _Result | Failed | None:
+    def _result(self, file: _File, future: Future[_Result]) -> _Result | Failed | Kept | None:
         try:
             result = future.result()
         except Stopped:
             return None
+        except FileGone as error:
+            return Kept(file.path, str(error))
         except BackendError as error:
             self._failures.count(error)
             return Failed(file.path, reason(error))
-        except (FileChanged, OSError) as error:
+        except (FileChanged, Damaged, OSError) as error:
             return Failed(file.path, reason(error))
         self._failures.forget()
         return result
 
 
-def undeleted_in_batches(cache: CacheDb) -> Iterator[list[CachedMedia]]:
-    """What cache.db takes to be on disk, some at a time."""
-    return _in_batches(itertools.chain(cache.undeleted("local"), cache.undeleted("remote")))
-
-
-def forget_absent(cache: CacheDb, database: SynapseDb) -> None:
-    """Take out of cache.db what is gone from Synapse's database."""
-    for rows in _in_batches(cache.rows()):
-        present = database.present(rows)
-        cache.forget(row for row in rows if (row.origin, row.media_id) not in present)
-
-
-def _in_batches(items: Iterable[_Item]) -> Iterator[list[_Item]]:
-    remaining = iter(items)
-    while batch := list(itertools.islice(remaining, _MEDIA_IN_A_ROUND)):
-        yield batch
-
-
-def has_files(store: MediaStore, row: CachedMedia) -> bool:
-    """Whether anything of a media is on disk; also where that cannot be told, so that nothing is forgotten."""
-    try:
-        return bool(store.files_of(row.media))
-    except (UnsafePath, OSError):
-        return True
-
-
-def find_again(store: MediaStore, cache: CacheDb) -> int:
-    """Take up media that was deleted and is on disk again, or has got new thumbnails; returns how many."""
-    media = (parsed.media for root in MEDIA_ROOTS for path in store.walk(root) if (parsed := parse_path(path)))
-    distinct = (each for each, _ in itertools.groupby(media))
-    return cache.revive(distinct)
+def _root_of(path: str) -> str:
+    return path[: path.index("/") + 1]

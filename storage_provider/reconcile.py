@@ -6,78 +6,12 @@ import re
 from collections.abc import Callable, Iterable, Iterator
 from typing import NamedTuple
 
-from backends.base import Backend, ObjectInfo
-from backends.errors import AccessDenied, NotSupported
+from backends.base import ObjectInfo
 from storage_provider.cache_db import Kind
+from storage_provider.listing import ListingRefused as ListingRefused
+from storage_provider.listing import listing as listing
 from storage_provider.media_store import Media, UnsafePath, WalkedFile, content_path, is_thumbnail, thumbnail_directory
 from storage_provider.synapse_db import FileRow, SynapseDb
-
-# What one page of a listing holds: https://docs.aws.amazon.com/AmazonS3/latest/API/API_ListObjectsV2.html
-_PAGE = 1000
-
-
-class ListingRefused(Exception):
-    """The server does not let us list; objects have to be asked for one by one."""
-
-
-def listing(backend: Backend, root: str, *, start_after: str = "") -> Iterator[ObjectInfo]:
-    """The objects below a root, in byte order of the key. Raises `ListingRefused`."""
-    try:
-        yield from backend.list(root, start_after=start_after)
-    except (AccessDenied, NotSupported) as error:
-        raise ListingRefused(str(error)) from error
-
-
-class ListingCursor:
-    """Looks keys up in a listing of the bucket; keys that are asked for in byte order cost a page for a thousand.
-
-    Where the next key lies beyond the page at hand, the listing starts again right before it: that
-    costs no more than the following page, and skips what nobody asks for.
-    """
-
-    def __init__(self, backend: Backend, root: str) -> None:
-        self._backend = backend
-        self._root = root
-        self._entries: Iterator[ObjectInfo] = iter(())
-        self._looked_at = _PAGE
-        self._current: ObjectInfo | None = None
-        self._position = b""
-
-    def find(self, key: str) -> ObjectInfo | None:
-        """The object with that key, below the root, or None. Raises `ListingRefused`."""
-        wanted = key.encode()
-        may_skip = True
-        if wanted < self._position:
-            self._start_at(key)
-            may_skip = False
-        self._position = wanted
-        while self._current is None or self._current.key.encode() < wanted:
-            # Once: a page and more may lie between there and the key.
-            if may_skip and self._looked_at >= _PAGE:
-                self._start_at(key)
-                may_skip = False
-            if not self._advance():
-                return None
-        return self._current if self._current.key == key else None
-
-    def rewind(self) -> None:
-        """Forget what was read: the next answers are as the bucket is then."""
-        self._looked_at = _PAGE
-        self._current = None
-        self._position = b""
-
-    def _start_at(self, key: str) -> None:
-        # The last key that is certainly before it and still close to it.
-        before = key[:-1]
-        self._entries = listing(self._backend, self._root, start_after=before if before > self._root else "")
-        self._looked_at = 0
-        self._current = None
-
-    def _advance(self) -> bool:
-        """Go to the next object; False at the end of the listing."""
-        self._current = next(self._entries, None)
-        self._looked_at += 1
-        return self._current is not None
 
 
 class OutOfOrder(Exception):

@@ -6,13 +6,14 @@ import contextlib
 import itertools
 import sqlite3
 import threading
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, NoReturn, Protocol
 
 from storage_provider.cache_db import CachedMedia, Kind
+from storage_provider.errors import SynapseDbError as SynapseDbError
 from storage_provider.media_store import Media, in_thumbnail_order
 
 if TYPE_CHECKING:
@@ -38,10 +39,6 @@ _NOT_FOR_PSYCOPG2 = frozenset(
         "txn_limit",
     }
 )
-
-
-class SynapseDbError(Exception):
-    """The database cannot be reached or read; the text is a sentence for the operator, without the password."""
 
 
 @dataclass(frozen=True)
@@ -143,13 +140,17 @@ class SynapseDb:
     # --- streams ---
 
     def unused_before(self, ts_ms: int, kind: Kind | None = None) -> Iterator[CachedMedia]:
-        """Media that was last used before a moment: local rows, then remote ones, each in any order.
+        """Media that was last used before a moment, in byte order of origin and media id, the local rows first.
 
         Media of URL previews is left out, as it never leaves the disk; quarantined media is not.
         """
         for tables in (_LOCAL, _REMOTE):
             if kind in (None, tables.kind):
-                sql = f"SELECT {tables.identity} FROM {tables.media} m WHERE {tables.counts} AND {_USED} < ?"
+                order = ", ".join(f"m.{column}{self._database.byte_order}" for column in tables.key_columns)
+                sql = f"""
+                    SELECT {tables.identity} FROM {tables.media} m WHERE {tables.counts} AND {_USED} < ?
+                    ORDER BY {order}
+                """
                 for origin, media_id, filesystem_id in self._database.stream(sql, (ts_ms,)):
                     yield CachedMedia(origin, media_id, filesystem_id, tables.kind)
 
@@ -250,51 +251,52 @@ class SynapseDb:
 
     def facts(self, row: CachedMedia) -> MediaFacts | None:
         """What is known of the row's media; None where the row is gone or has another file."""
-        if not _can_exist(row):
-            return None
-        tables = _REMOTE if row.kind == "remote" else _LOCAL
-        key = tables.key(row)
-        found = self._database.query(
-            f"""
-            SELECT m.media_length, {self._sha256}, m.quarantined_by IS NOT NULL FROM {tables.media} m
-            WHERE {tables.is_asked} AND {tables.filesystem_id} = ?
-            """,
-            (*key, row.filesystem_id),
-        )
-        if not found:
-            return None
-        thumbnails = self._database.query(
-            f"""
-            SELECT {_THUMBNAIL_NAME}, t.thumbnail_length FROM {tables.thumbnails} t JOIN {tables.media} m ON {tables.join}
-            WHERE {tables.is_asked}
-            """,
-            key,
-        )
-        length, sha256, quarantined = found[0]
-        lengths = _lengths(thumbnails)
-        if row.kind == "remote":
-            lengths |= _legacy_lengths(lengths)
-        return MediaFacts(length, sha256, bool(quarantined), lengths)
+        return self.facts_of([row]).get(row)
+
+    def facts_of(self, rows: Iterable[CachedMedia]) -> dict[CachedMedia, MediaFacts]:
+        """What is known of each row's media; rows that are gone or have another file are left out."""
+        facts = {}
+        for tables, some in _in_queries(rows):
+            by_key = {tables.key(row): row for row in some}
+            asked, keys = tables.asked(some)
+            found = self._database.query(
+                f"""
+                {asked} SELECT {tables.identity}, m.media_length, {self._sha256}, m.quarantined_by IS NOT NULL
+                FROM asked JOIN {tables.media} m ON {tables.match("asked")}
+                """,
+                keys,
+            )
+            thumbnails: dict[tuple[str, ...], list[Row]] = {}
+            for *key, name, length in self._database.query(
+                f"""
+                {asked} SELECT {tables.key_of("t")}, {_THUMBNAIL_NAME}, t.thumbnail_length
+                FROM asked JOIN {tables.thumbnails} t ON {tables.match("t", "asked")}
+                """,
+                keys,
+            ):
+                thumbnails.setdefault(tuple(key), []).append((name, length))
+            for origin, media_id, filesystem_id, length, sha256, quarantined in found:
+                row = CachedMedia(origin, media_id, filesystem_id, tables.kind)
+                if by_key.get(tables.key(row)) == row:
+                    lengths = _lengths(thumbnails.get(tables.key(row), ()))
+                    if tables.kind == "remote":
+                        lengths |= _legacy_lengths(lengths)
+                    facts[row] = MediaFacts(length, sha256, bool(quarantined), lengths)
+        return facts
 
     def _find(self, rows: Iterable[CachedMedia], condition: str, arguments: Row) -> set[tuple[str, str]]:
-        asked = [row for row in rows if _can_exist(row)]
         found = set()
-        for tables in (_LOCAL, _REMOTE):
-            of_kind = [row for row in asked if row.kind == tables.kind]
-            for start in range(0, len(of_kind), _ROWS_A_QUERY):
-                some = of_kind[start : start + _ROWS_A_QUERY]
-                files = {(row.origin, row.media_id, row.filesystem_id) for row in some}
-                # Not "IN (VALUES …)": for pairs SQLite would read the whole table.
-                names = ", ".join(tables.key_columns)
-                values = ", ".join([f"({', '.join('?' * len(tables.key_columns))})"] * len(some))
-                sql = f"""
-                    WITH asked ({names}) AS (VALUES {values})
-                    SELECT {tables.identity} FROM asked JOIN {tables.media} m ON {tables.match("asked")}
-                    WHERE {tables.counts} AND {condition}
-                """
-                keys = [value for row in some for value in tables.key(row)]
-                answer = self._database.query(sql, (*keys, *arguments))
-                found |= {(origin, media_id) for origin, media_id, file in answer if (origin, media_id, file) in files}
+        for tables, some in _in_queries(rows):
+            files = {(row.origin, row.media_id, row.filesystem_id) for row in some}
+            asked, keys = tables.asked(some)
+            answer = self._database.query(
+                f"""
+                {asked} SELECT {tables.identity} FROM asked JOIN {tables.media} m ON {tables.match("asked")}
+                WHERE {tables.counts} AND {condition}
+                """,
+                (*keys, *arguments),
+            )
+            found |= {(origin, media_id) for origin, media_id, file in answer if (origin, media_id, file) in files}
         return found
 
 
@@ -336,14 +338,20 @@ class _Tables:
     def join(self) -> str:
         return self.match("t")
 
-    @property
-    def is_asked(self) -> str:
-        """The condition that a row has the key that is given as arguments."""
-        return " AND ".join(f"m.{column} = ?" for column in self.key_columns)
+    def key_of(self, table: str) -> str:
+        """The columns of the key in a table."""
+        return ", ".join(f"{table}.{column}" for column in self.key_columns)
 
-    def match(self, other: str) -> str:
+    def asked(self, rows: Sequence[CachedMedia]) -> tuple[str, Row]:
+        """A table `asked` with the keys of rows, to be joined, and its arguments."""
+        # Not "IN (VALUES …)": for pairs SQLite would read the whole table.
+        values = ", ".join([f"({', '.join('?' * len(self.key_columns))})"] * len(rows))
+        keys = tuple(value for row in rows for value in self.key(row))
+        return f"WITH asked ({', '.join(self.key_columns)}) AS (VALUES {values})", keys
+
+    def match(self, one: str, other: str = "m") -> str:
         """The condition that a row has the key of another table's row."""
-        return " AND ".join(f"{other}.{column} = m.{column}" for column in self.key_columns)
+        return " AND ".join(f"{one}.{column} = {other}.{column}" for column in self.key_columns)
 
     def key(self, row: CachedMedia) -> tuple[str, ...]:
         return (row.origin, row.media_id) if self.kind == "remote" else (row.media_id,)
@@ -391,6 +399,15 @@ def _used_between(tables: _Tables, since: int, before: int | None) -> tuple[str,
 
 def _file_of(row: FileRow) -> tuple[str, str]:
     return row.origin, row.filesystem_id
+
+
+def _in_queries(rows: Iterable[CachedMedia]) -> Iterator[tuple[_Tables, list[CachedMedia]]]:
+    """The rows that can exist, by kind and as many as one query takes."""
+    asked = [row for row in rows if _can_exist(row)]
+    for tables in (_LOCAL, _REMOTE):
+        of_kind = [row for row in asked if row.kind == tables.kind]
+        for start in range(0, len(of_kind), _ROWS_A_QUERY):
+            yield tables, of_kind[start : start + _ROWS_A_QUERY]
 
 
 def _can_exist(row: CachedMedia) -> bool:

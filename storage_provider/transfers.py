@@ -11,12 +11,14 @@ from contextlib import closing
 from dataclasses import dataclass
 from enum import Enum
 from queue import SimpleQueue
-from typing import BinaryIO, TypeVar, cast
+from typing import TYPE_CHECKING, BinaryIO, TypeVar, cast
 
 from backends.base import Backend, ObjectInfo
-from backends.errors import AccessDenied, BackendError, BucketNotFound
+from backends.errors import EXPIRED_CREDENTIALS, AccessDenied, BackendError, BucketNotFound
 from storage_provider.media_store import FileState, MediaStore, parse_path
-from storage_provider.synapse_db import MediaFacts
+
+if TYPE_CHECKING:
+    from storage_provider.synapse_db import MediaFacts
 
 _Item = TypeVar("_Item")
 _Result = TypeVar("_Result")
@@ -39,11 +41,15 @@ class Failed:
 
 
 class FileChanged(Exception):
-    """The file was changed, or vanished, while it was in use."""
+    """The file was changed while it was in use."""
+
+
+class FileGone(FileChanged):
+    """There is no such file any more."""
 
 
 class Damaged(Exception):
-    """The content that came from the bucket is not what the database says it should be."""
+    """A content is not what the database says it should be."""
 
 
 class NoLongerWanted(Exception):
@@ -59,6 +65,7 @@ class Failures:
 
     def __init__(self) -> None:
         self._in_a_row = 0
+        self._last: BackendError | None = None
 
     def forget(self) -> None:
         """Something has succeeded."""
@@ -68,8 +75,22 @@ class Failures:
         """Take a failure in. Raises `BucketFails` when it was one too many."""
         if error.retryable or isinstance(error, (AccessDenied, BucketNotFound)):
             self._in_a_row += 1
+            self._last = error
             if self._in_a_row >= _FAILURES_IN_A_ROW:
                 raise BucketFails(f"the bucket fails again and again, last with: {error}") from error
+
+    def check(self, backend: Backend) -> None:
+        """At the end of a run in which the bucket failed, see whether it still does. Raises `BucketFails`."""
+        if self._last is None:
+            return
+        try:
+            backend.check()
+        except AccessDenied as error:
+            # Who may not list is told so every time.
+            if error.code in EXPIRED_CREDENTIALS:
+                raise BucketFails(f"the bucket cannot be reached any more: {error}") from error
+        except BackendError as error:
+            raise BucketFails(f"the bucket cannot be reached any more: {error}") from error
 
 
 class Verify(str, Enum):
@@ -96,28 +117,46 @@ class Bandwidth:
         self._lock = threading.Lock()
         self._free_at = time.monotonic()
 
-    def spend(self, size: int) -> None:
-        """Wait until `size` bytes may be moved. Raises `Stopped` when the run ends meanwhile."""
+    def spend(self, size: int, *, is_begun: bool = False) -> None:
+        """Wait until `size` bytes may be moved.
+
+        Raises `Stopped` when the run ends meanwhile, but not within a file that `is_begun`: it is finished.
+        """
         if self._rate is None:
             return
         with self._lock:
             now = time.monotonic()
             starts = max(self._free_at, now)
             self._free_at = starts + size / self._rate
-        if self._stop.wait(starts - now):
+        if is_begun:
+            time.sleep(starts - now)
+        elif self._stop.wait(starts - now):
             raise Stopped
 
 
-class _PacedBody:
-    """A file that is read no faster than the bandwidth allows."""
+class _CheckedBody:
+    """A file that is read no faster than the bandwidth allows, and not to its end where it is not the expected one.
 
-    def __init__(self, body: BinaryIO, bandwidth: Bandwidth) -> None:
+    A backend that cannot read all of a body stores nothing.
+    """
+
+    def __init__(self, body: BinaryIO, size: int, sha256: str | None, bandwidth: Bandwidth) -> None:
         self._body = body
+        self._left = size
+        self._sha256 = sha256
+        self._digest = hashlib.sha256()
         self._bandwidth = bandwidth
+        self._is_begun = False
 
     def read(self, size: int = -1) -> bytes:
         data = self._body.read(size)
-        self._bandwidth.spend(len(data))
+        self._bandwidth.spend(len(data), is_begun=self._is_begun)
+        self._is_begun = True
+        if self._sha256 is not None:
+            self._digest.update(data)
+            self._left -= len(data)
+            if self._left == 0 and self._digest.hexdigest() != self._sha256:
+                raise Damaged("the file is damaged: it has not the SHA-256 that the database knows")
         return data
 
 
@@ -129,20 +168,31 @@ class Digest:
     sha256: str
 
 
-def upload(backend: Backend, store: MediaStore, path: str, state: FileState, bandwidth: Bandwidth) -> ObjectInfo:
+def upload(
+    backend: Backend,
+    store: MediaStore,
+    path: str,
+    state: FileState,
+    bandwidth: Bandwidth,
+    *,
+    sha256: str | None = None,
+) -> ObjectInfo:
     """Send a file; returns what the server says of the object.
 
-    Raises `FileChanged` when the file is not in `state` before and after: the object may then hold a mixture.
+    Raises `FileChanged` when the file is not in `state` before and after: the object may then hold a
+    mixture. Raises `FileGone` where there is none. With `sha256` a file that has another one is `Damaged`,
+    and nothing is stored.
     """
     with _opened(store, path) as body:
-        if store.state(path) != state:
+        if FileState.of(body) != state:
             raise FileChanged("it changed before it was sent")
+        checked = _CheckedBody(body, state.size, sha256, bandwidth)
         try:
-            info = backend.put(path, cast(BinaryIO, _PacedBody(body, bandwidth)), state.size)
+            info = backend.put(path, cast(BinaryIO, checked), state.size)
         except ValueError as error:
             raise FileChanged(str(error)) from error
-    if store.state(path) != state:
-        raise FileChanged("it changed while it was sent")
+        if FileState.of(body) != state:
+            raise FileChanged("it changed while it was sent")
     return info
 
 
@@ -183,7 +233,7 @@ def fetch(
         if length is not None and size != length:
             raise Damaged(f"the object has {size} bytes, the database says {length}")
         while chunk := reader.read(_CHUNK):
-            bandwidth.spend(len(chunk))
+            bandwidth.spend(len(chunk), is_begun=target.tell() > 0)
             digest.update(chunk)
             target.write(chunk)
     if sha256 is not None and digest.hexdigest() != sha256:
@@ -191,14 +241,27 @@ def fetch(
     return size
 
 
+def known_length(facts: MediaFacts, path: str) -> int | None:
+    """The bytes that a file should have; None where the database does not tell."""
+    thumbnail = _thumbnail(path)
+    return facts.length if thumbnail is None else facts.thumbnail_lengths.get(thumbnail)
+
+
+def known_sha256(facts: MediaFacts, path: str) -> str | None:
+    """The SHA-256 that a file should have, in hex; None where the database does not tell, as for all thumbnails."""
+    return facts.sha256 if _thumbnail(path) is None else None
+
+
 def fits(facts: MediaFacts | None, path: str, digest: Digest) -> bool:
     """Whether a content is what the database says of the file."""
     if facts is None:
         return False
+    return known_length(facts, path) == digest.length and known_sha256(facts, path) in (None, digest.sha256)
+
+
+def _thumbnail(path: str) -> str | None:
     parsed = parse_path(path)
-    if parsed is not None and parsed.thumbnail is not None:
-        return facts.thumbnail_lengths.get(parsed.thumbnail) == digest.length
-    return facts.length == digest.length and facts.sha256 in (None, digest.sha256)
+    return None if parsed is None else parsed.thumbnail
 
 
 def reason(error: Exception) -> str:
@@ -296,4 +359,4 @@ def _opened(store: MediaStore, path: str) -> closing[BinaryIO]:
     try:
         return closing(store.open(path))
     except FileNotFoundError as error:
-        raise FileChanged("it is gone") from error
+        raise FileGone("it is gone") from error

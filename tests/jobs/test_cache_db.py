@@ -157,7 +157,7 @@ class TestRows:
         cache.add([LOCAL, REMOTE, OTHER])
         cache.mark_deleted([LOCAL, REMOTE])
         assert undeleted(cache) == [OTHER]
-        assert cache.revive([LOCAL.media, OTHER.media, Media("a.org", "unknown")]) == 1
+        assert cache.revive([LOCAL.media, OTHER.media, Media("a.org", "unknown")]) == [LOCAL]
         assert undeleted(cache) == [LOCAL, OTHER]
 
     def test_are_marked_and_forgotten_only_with_the_same_file(self, cache: CacheDb) -> None:
@@ -227,17 +227,17 @@ class TestProofs:
 
     def test_are_known_at_once_and_after_a_reopening(self, path: Path) -> None:
         with CacheDb(path) as cache:
-            assert cache.proof(self.PATH) is None
+            assert cache.proofs([self.PATH]) == {}
             cache.record_proofs([self.PROOF])
-            assert cache.proof(self.PATH) == self.PROOF
+            assert cache.proofs([self.PATH]) == {self.PATH: self.PROOF}
         with CacheDb(path) as cache:
-            assert cache.proof(self.PATH) == self.PROOF
+            assert cache.proofs([self.PATH]) == {self.PATH: self.PROOF}
 
     def test_are_written_when_that_is_asked_for(self, path: Path, cache: CacheDb) -> None:
         cache.record_proofs([self.PROOF])
         cache.flush()
         with CacheDb(path) as other:
-            assert other.proof(self.PATH) == self.PROOF
+            assert other.proofs([self.PATH]) == {self.PATH: self.PROOF}
 
     def test_are_replaced_by_newer_ones(self, path: Path) -> None:
         newer = Proof(self.PATH, "other", 6, 7, "put")
@@ -245,9 +245,9 @@ class TestProofs:
             cache.record_proofs([self.PROOF])
             cache.flush()
             cache.record_proofs([newer])
-            assert cache.proof(self.PATH) == newer
+            assert cache.proofs([self.PATH]) == {self.PATH: newer}
         with CacheDb(path) as cache:
-            assert cache.proof(self.PATH) == newer
+            assert cache.proofs([self.PATH]) == {self.PATH: newer}
 
     @pytest.mark.parametrize("flushed", [True, False])
     @pytest.mark.parametrize("method", ["mark_deleted", "forget"])
@@ -261,9 +261,9 @@ class TestProofs:
             if flushed:
                 cache.flush()
             getattr(cache, method)([LOCAL])
-            assert [cache.proof(path) is None for path in gone + stay] == [True, True, False, False]
+            assert [path not in cache.proofs(gone + stay) for path in gone + stay] == [True, True, False, False]
         with CacheDb(path) as cache:
-            assert [cache.proof(path) is None for path in gone + stay] == [True, True, False, False]
+            assert [path not in cache.proofs(gone + stay) for path in gone + stay] == [True, True, False, False]
 
     def test_of_unsafe_rows_are_no_error(self, cache: CacheDb) -> None:
         unsafe = CachedMedia("..", "../..", "../../etc/passwd", "remote")

@@ -461,6 +461,8 @@ def test_limit_counts_what_was_done(site: MediaSite) -> None:
 @QUICKLY
 def test_after_the_time_budget_nothing_is_begun(site: MediaSite, monkeypatch: pytest.MonkeyPatch) -> None:
     before = site.add_some(6)
+    assert site.sync("--time-budget", "0s", "--max-bandwidth", "1M").values["media"] == 0
+    site.update()
     assert site.sync("--time-budget", "0s", "--max-bandwidth", "1M").values["uploaded_files"] == 0
     assert site.proxy.of("PUT") == []
 

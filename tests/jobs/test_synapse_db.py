@@ -194,7 +194,7 @@ class TestQuestions:
         database.still_unused(rows, 1000)
         database.facts(rows[0])
         database.facts(next(database.unused_before(1 << 50, "remote")))
-        assert len(asked) == 7
+        assert len(asked) == 8
         for sql, arguments in asked:
             explain = "EXPLAIN" if synapse_database.is_postgres else "EXPLAIN QUERY PLAN"
             plan = "\n".join(str(step[-1]) for step in query(f"{explain} {sql}", arguments))
