@@ -7,6 +7,7 @@ import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -180,3 +181,44 @@ def test_work_at_once_that_is_given_up_begins_nothing_more() -> None:
 )
 def test_content_fits_what_the_database_says(facts: MediaFacts | None, path: str, digest: Digest, fit: bool) -> None:
     assert fits(facts, path, digest) is fit
+
+
+def test_end_of_the_run_does_not_end_a_file_that_is_begun() -> None:
+    Bandwidth(1 << 40, Waits(is_over=True)).spend(1 << 20, is_begun=True)
+
+
+class Checked:
+    """A bucket of which only the check is asked."""
+
+    def __init__(self, error: BackendError | None) -> None:
+        self._error = error
+        self.checks = 0
+
+    def check(self) -> None:
+        self.checks += 1
+        if self._error is not None:
+            raise self._error
+
+
+@pytest.mark.parametrize(
+    ("error", "gives_up"),
+    [
+        (None, False),
+        (BackendUnavailable("down", operation="check"), True),
+        (AccessDenied("expired", operation="check", code="ExpiredToken"), True),
+        # Who may not list can reach the bucket all the same.
+        (AccessDenied("no", operation="check", code="AccessDenied"), False),
+    ],
+)
+def test_bucket_that_failed_is_looked_at_again_in_the_end(error: BackendError | None, gives_up: bool) -> None:
+    bucket: Any = Checked(error)
+    failures = Failures()
+    failures.check(bucket)
+    assert bucket.checks == 0
+    failures.count(BackendUnavailable("down", operation="put", key="k"))
+    if gives_up:
+        with pytest.raises(BucketFails):
+            failures.check(bucket)
+    else:
+        failures.check(bucket)
+    assert bucket.checks == 1
