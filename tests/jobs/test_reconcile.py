@@ -1,19 +1,15 @@
-"""Looking keys up in a listing, and comparing database, disk and bucket, in the order of the path."""
+"""Comparing database, disk and bucket, in the order of the path."""
 
 from __future__ import annotations
 
 import shutil
-import string
 import tracemalloc
-from collections.abc import Iterator
-from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from backends.base import ObjectInfo
-from backends.errors import AccessDenied, BackendUnavailable, NotSupported
 from storage_provider import reconcile
 from storage_provider.media_store import (
     MEDIA_ROOTS,
@@ -25,105 +21,11 @@ from storage_provider.media_store import (
     content_path,
     thumbnail_directory,
 )
-from storage_provider.reconcile import ListingCursor, ListingRefused
 from storage_provider.synapse_db import FileRow, connect
 from tests.jobs.conftest import ENGINES, TABLES, SynapseDatabase
 
 on_each_database = pytest.mark.parametrize("synapse_database", ENGINES, indirect=True)
 
-ROOT = "local_content/"
-keys = st.text(string.ascii_lowercase[:3] + "-/0é😀", min_size=1, max_size=5).map(lambda text: ROOT + text)
-
-
-class Listing:
-    """A bucket that can be listed, and counts the pages."""
-
-    def __init__(self, names: set[str]) -> None:
-        self.names = names
-        self.pages = 0
-
-    def list(self, prefix: str = "", *, start_after: str = "") -> Iterator[ObjectInfo]:
-        found = sorted((name for name in self.names if name.startswith(prefix)), key=str.encode)
-        found = [name for name in found if name.encode() > start_after.encode()]
-        while True:
-            self.pages += 1
-            page, found = found[: reconcile._PAGE], found[reconcile._PAGE :]
-            yield from (ObjectInfo(name, 1, "etag") for name in page)
-            if not found:
-                return
-
-
-def cursor(listing: Any) -> ListingCursor:
-    return ListingCursor(listing, ROOT)
-
-
-@settings(max_examples=100, deadline=None)
-@given(st.sets(keys), st.lists(keys), st.booleans(), st.integers(1, 3))
-def test_finds_what_is_there_in_any_order(there: set[str], asked: list[str], in_order: bool, page: int) -> None:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(reconcile, "_PAGE", page)
-        looking = cursor(Listing(there))
-        for key in sorted(asked, key=str.encode) if in_order else asked:
-            found = looking.find(key)
-            assert (found.key if found else None) == (key if key in there else None)
-
-
-def test_dense_questions_cost_a_page_for_a_thousand() -> None:
-    names = [f"{ROOT}{number:06}" for number in range(10_000)]
-    listing = Listing(set(names))
-    looking = cursor(listing)
-    assert all(looking.find(name) for name in names)
-    assert listing.pages <= 11
-
-
-def test_few_questions_skip_what_lies_between() -> None:
-    listing = Listing({f"{ROOT}{number:06}" for number in range(100_000)})
-    looking = cursor(listing)
-    assert [bool(looking.find(f"{ROOT}{number:06}")) for number in (5, 50_000, 99_999, 100_000)] == [1, 1, 1, 0]
-    assert listing.pages <= 4
-
-
-def test_end_of_the_listing_costs_nothing_more() -> None:
-    listing = Listing({f"{ROOT}a"})
-    looking = cursor(listing)
-    assert [looking.find(f"{ROOT}{name}") for name in "bcdef"] == [None] * 5
-    assert listing.pages == 1
-
-
-def test_after_a_rewind_the_bucket_is_asked_anew() -> None:
-    listing = Listing(set())
-    looking = cursor(listing)
-    assert looking.find(f"{ROOT}a") is None
-    listing.names.add(f"{ROOT}a")
-    assert looking.find(f"{ROOT}a") is None
-    looking.rewind()
-    assert looking.find(f"{ROOT}a") is not None
-
-
-@pytest.mark.parametrize("kind", [AccessDenied, NotSupported])
-def test_refused_listing_is_told_apart(kind: type[AccessDenied | NotSupported]) -> None:
-    class Refusing(Listing):
-        def list(self, prefix: str = "", *, start_after: str = "") -> Iterator[ObjectInfo]:
-            yield from ()
-            raise kind("no", operation="list")
-
-    with pytest.raises(ListingRefused):
-        cursor(Refusing(set())).find(f"{ROOT}a")
-
-
-def test_bucket_out_of_reach_is_no_refusal() -> None:
-    class Failing(Listing):
-        def list(self, prefix: str = "", *, start_after: str = "") -> Iterator[ObjectInfo]:
-            yield from ()
-            raise BackendUnavailable("no", operation="list")
-
-    with pytest.raises(BackendUnavailable):
-        cursor(Failing(set())).find(f"{ROOT}a")
-
-
-# --- the comparison of streams ---
-
-# Names at which sorting by something else than the bytes of the path goes wrong.
 SERVERS = ["a.org", "a.org-x", "a.org.", "a.org:8448", "[::1]:8448", "a", "a-", "é.org", "😀", "b.org"]
 IDS = [
     "abcde",
