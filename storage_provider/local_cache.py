@@ -67,7 +67,7 @@ class LocalCache:
         self._workers = workers
         self._clock = clock
         self._in_vain = PathMarks()
-        self._in_vain_since = clock()
+        self._in_vain_since = self._now()
         self.scan_seconds = 0.0
         """How long the last comparison of database and disk took, of the pass under way if there is one."""
 
@@ -119,8 +119,7 @@ class LocalCache:
 
     def _run(self, work: CachePass) -> None:
         report, store = work.report, self._store
-        if work.heals and self._listing_is_due(work.now):
-            self._in_vain.clear()
+        self._forget_after_a_day(work)
         scan = self._scan(work)
         on_disk = report.kept.size
         plan = work.policy.plan(scan.ages, on_disk, store.free_space()[0])
@@ -139,6 +138,12 @@ class LocalCache:
         report.kept.size += report.restored.size - report.evicted.size
         if work.policy.max_size is not None:
             report.room = work.policy.max_size - report.kept.size
+
+    def _forget_after_a_day(self, work: CachePass) -> None:
+        is_old = not self._in_vain_since <= work.now < self._in_vain_since + _LISTING_INTERVAL_MS
+        if is_old or (work.heals and self._listing_is_due(work.now)):
+            self._in_vain.clear()
+            self._in_vain_since = work.now
 
     # --- scan ---
 

@@ -282,6 +282,16 @@ def test_missing_object_is_asked_for_once_a_day(site: CacheSite) -> None:
 
 
 @on_sqlite
+def test_file_that_could_not_be_proved_is_tried_again_a_day_later(site: CacheSite) -> None:
+    path = site.add("OldMedia", b"content", age=2 * DAY, in_bucket=False)
+    cache = site.cache(local_cache={"max_age": "1d"}, auto_restore=False)
+    assert [cache.run_pass().not_in_bucket for _ in range(2)] == [1, 0]
+    site.put(path, b"content")
+    site.clock_ms += DAY
+    assert cache.run_pass().evicted.files == 1
+
+
+@on_sqlite
 def test_number_of_files_under_way_is_the_batch_size(site: CacheSite) -> None:
     fill(site, 12)
     wipe(site)
