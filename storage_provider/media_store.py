@@ -427,14 +427,21 @@ class TemporaryFile:
         self.file = file
         self._store = store
         self._name = name
+        self._is_synced = False
 
     def sync(self, mtime: float | None = None) -> None:
-        """Bring all of it to the disk; what root creates belongs to the owner of the store then."""
+        """Bring all of it to the disk, once: nothing may be written later.
+
+        What root creates belongs to the owner of the store then.
+        """
+        if self._is_synced:
+            return
         self.file.flush()
         if mtime is not None:
             os.utime(self.file.fileno(), (mtime, mtime))
         os.fsync(self.file.fileno())
         self._store._adopt(self.file.fileno())
+        self._is_synced = True
 
     def place(self, path: str, mtime: float | None = None) -> FileState:
         """Give the file its name in the store, after all of it is on the disk; returns its state.

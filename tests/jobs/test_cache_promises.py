@@ -11,7 +11,7 @@ import shutil
 import tempfile
 import threading
 from collections.abc import Callable
-from contextlib import closing, suppress
+from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -88,17 +88,31 @@ class WatchfulStore(MediaStore):
 
 @dataclass
 class Surprise:
-    """What happens at a moment within a pass."""
+    """What happens at a moment within a pass, and what follows at the next one, or at the end at the latest."""
 
     after: int
     act: Callable[[], object]
-    lock: threading.Lock = field(default_factory=threading.Lock)
+    then: Callable[[], object] = lambda: None
+    is_repeated: bool = False
+    _has_ended: bool = False
+    _lock: threading.Lock = field(default_factory=threading.Lock)
 
     def __call__(self, *_: object) -> None:
-        with self.lock:
+        with self._lock:
             self.after -= 1
-            if self.after == 0:
+            if self.after == 0 or (self.is_repeated and self.after < 0):
                 self.act()
+            elif self.after == -1:
+                self._end()
+
+    def end(self) -> None:
+        if self.after <= 0:
+            self._end()
+
+    def _end(self) -> None:
+        if not self._has_ended:
+            self._has_ended = True
+            self.then()
 
 
 class SiteMachine(RuleBasedStateMachine):
@@ -121,6 +135,8 @@ class SiteMachine(RuleBasedStateMachine):
         self.items: dict[str, Item] = {}
         self.number = 0
         self.evicted: set[str] = set()
+        self.read_in_pass: set[str] = set()
+        self.in_use: str | None = None
         self.config: dict[str, Any] = {}
         self.cache: LocalCache | None = None
 
@@ -254,8 +270,16 @@ class SiteMachine(RuleBasedStateMachine):
     # --- what goes wrong ---
 
     @precondition(lambda self: self.whole_twice())
-    @rule(data=st.data(), of_object=st.booleans())
-    def damage(self, data: st.DataObject, of_object: bool) -> None:
+    @rule(data=st.data())
+    def damage_a_file(self, data: st.DataObject) -> None:
+        self.damage(data, of_object=False)
+
+    @precondition(lambda self: self.whole_twice())
+    @rule(data=st.data())
+    def damage_an_object(self, data: st.DataObject) -> None:
+        self.damage(data, of_object=True)
+
+    def damage(self, data: st.DataObject, *, of_object: bool) -> None:
         """Damage one of two whole copies, as far as the database can tell it from the other one."""
         kept = data.draw(st.sampled_from(self.whole_twice()))
         damaged = [b"", kept.content[:-1], *([bytes(len(kept.content))] * 2 if kept.has_sha256 else [])]
@@ -267,13 +291,14 @@ class SiteMachine(RuleBasedStateMachine):
 
     @rule()
     def disk_is_lost(self) -> None:
-        for item in self.alive():
-            if any(self.backend.objects.get(kept.path) != kept.content for kept in item.files):
-                return
-        shutil.rmtree(self.store.root)
-        self.store.root.mkdir()
-        self.evicted.clear()
-        self.cache = None
+        """All files go that are whole in the bucket; if those were all, the disk is a new one."""
+        for kept in self.whole_twice():
+            (self.store.root / kept.path).unlink()
+        if not self.store.holds_media():
+            shutil.rmtree(self.store.root)
+            self.store.root.mkdir()
+            self.evicted.clear()
+            self.cache = None
 
     # --- what the cache does ---
 
@@ -286,14 +311,17 @@ class SiteMachine(RuleBasedStateMachine):
         report = self.run()
         assert report.failed.count == 0, report
 
-    @rule(after=st.integers(1, 12), before_the_act=st.booleans())
-    def crash_in_a_pass(self, after: int, before_the_act: bool) -> None:
-        def crash() -> None:
-            raise Crash
-
-        surprise = Surprise(after, crash)
-        self.backend.before = surprise
-        if before_the_act:
+    @rule(data=st.data(), after=st.integers(1, 8), where=st.sampled_from(["bucket", "before", "after"]))
+    def run_a_pass_that_is_disturbed(self, data: st.DataObject, after: int, where: str) -> None:
+        """Something happens at a moment of the pass: at a request, or before or after a file is put there or removed."""
+        disturb = data.draw(
+            st.sampled_from(self.disturbances() if self.alive() else [self.crash, self.bucket_goes_away])
+        )
+        surprise = Surprise(after, lambda: None)
+        disturb(data, surprise)
+        if where == "bucket" or disturb == self.bucket_goes_away:
+            self.backend.before = surprise
+        elif where == "before":
             self.gate.before = surprise
         else:
             self.gate.after = surprise
@@ -301,87 +329,67 @@ class SiteMachine(RuleBasedStateMachine):
             self.run()
         except Crash:
             self.cache = None
+        except (BackendUnavailable, BucketFails):
+            pass
+        surprise.end()
 
-    @rule(after=st.integers(1, 12))
-    def bucket_goes_away_in_a_pass(self, after: int) -> None:
-        seen: list[str] = []
+    def disturbances(self) -> list[Callable[[st.DataObject, Surprise], None]]:
+        return [
+            self.crash,
+            self.bucket_goes_away,
+            self.is_deleted_meanwhile,
+            self.is_deleted_meanwhile,
+            self.is_quarantined_meanwhile,
+            self.is_read_meanwhile,
+            self.changes_meanwhile,
+            self.is_in_use,
+        ]
 
-        def fail(operation: str, key: str) -> None:
-            seen.append(key)
-            if len(seen) >= after:
-                raise BackendUnavailable("away", operation=operation, key=key)
+    def crash(self, data: st.DataObject, surprise: Surprise) -> None:
+        def crash() -> None:
+            raise Crash
 
-        self.backend.before = fail
-        with suppress(BackendUnavailable, BucketFails):
-            self.run()
+        surprise.act = crash
 
-    @precondition(lambda self: self.alive())
-    @rule(
-        data=st.data(),
-        after=st.integers(1, 8),
-        what=st.sampled_from(["delete", "quarantine", "read", "damage"]),
-        where=st.sampled_from(["backend", "before", "after"]),
-    )
-    def something_happens_in_a_pass(self, data: st.DataObject, after: int, what: str, where: str) -> None:
-        item = self.choose(data)
+    def bucket_goes_away(self, data: st.DataObject, surprise: Surprise) -> None:
+        def fail() -> None:
+            raise BackendUnavailable("away", operation="any")
 
-        def act() -> None:
-            if what == "delete":
-                self.remove_files(item)
-                self.remove_row(item)
-            elif what == "quarantine":
-                self.quarantine_now(item)
-            elif what == "read":
-                self.touch(item)
-            else:
-                # Somebody writes into the file: the copy in the bucket must be left, and this one too.
-                kept = item.files[0]
-                if self.on_disk(kept.path) == kept.content == self.backend.objects.get(kept.path) and kept.has_sha256:
-                    self.write(kept.path, kept.content + b"more")
+        surprise.act = fail
+        surprise.is_repeated = True
 
-        surprise = Surprise(after, act)
-        if where == "backend":
-            self.backend.before = surprise
-        elif where == "before":
-            self.gate.before = surprise
-        else:
-            self.gate.after = surprise
-        self.run()
-        if what == "read":
-            self.evicted -= {kept.path for kept in item.files}
-
-    @precondition(lambda self: self.alive())
-    @rule(data=st.data(), first=st.integers(1, 8), then=st.integers(1, 3))
-    def deletion_in_two_steps_in_a_pass(self, data: st.DataObject, first: int, then: int) -> None:
+    def is_deleted_meanwhile(self, data: st.DataObject, surprise: Surprise) -> None:
         """Synapse removes the file, and a moment later the row; the pass goes on in between."""
+        missing = [item for item in self.alive() if self.on_disk(item.files[0].path) is None]
+        item = data.draw(st.sampled_from(missing or self.alive()))
+        surprise.act = lambda: self.remove_files(item)
+        surprise.then = lambda: self.remove_row(item)
+
+    def is_quarantined_meanwhile(self, data: st.DataObject, surprise: Surprise) -> None:
         item = self.choose(data)
-        count = [0]
-        lock = threading.Lock()
+        surprise.act = lambda: self.quarantine_now(item)
 
-        def step(*_: object) -> None:
-            with lock:
-                count[0] += 1
-                if count[0] == first:
-                    self.remove_files(item)
-                if count[0] == first + then and not item.is_deleted:
-                    self.remove_row(item)
+    def is_read_meanwhile(self, data: st.DataObject, surprise: Surprise) -> None:
+        item = self.choose(data)
 
-        self.gate.before = self.gate.after = self.backend.before = step
-        self.run()
-        if count[0] >= first and not item.is_deleted:
-            # It comes to its end after the pass.
-            self.remove_files(item)
-            self.remove_row(item)
+        def read() -> None:
+            self.touch(item)
+            self.read_in_pass.update(kept.path for kept in item.files if self.on_disk(kept.path) is not None)
 
-    @precondition(lambda self: self.alive())
-    @rule(data=st.data())
-    def somebody_uses_a_file_during_a_pass(self, data: st.DataObject) -> None:
+        surprise.act = read
+
+    def changes_meanwhile(self, data: st.DataObject, surprise: Surprise) -> None:
+        """Somebody writes into a file: what is in the bucket must be left."""
         kept = self.choose(data).files[0]
-        before = self.on_disk(kept.path)
-        self.gate.in_use.add(kept.path)
-        self.run()
-        assert self.on_disk(kept.path) == before
-        self.gate.in_use.clear()
+
+        def change() -> None:
+            if self.on_disk(kept.path) == kept.content == self.backend.objects.get(kept.path) and kept.has_sha256:
+                self.write(kept.path, kept.content + b"more")
+
+        surprise.act = change
+
+    def is_in_use(self, data: st.DataObject, surprise: Surprise) -> None:
+        self.in_use = self.choose(data).files[0].path
 
     def run(self) -> Any:
         if self.cache is None:
@@ -397,15 +405,20 @@ class SiteMachine(RuleBasedStateMachine):
                 clock=lambda: self.now / 1000,
             )
         self.store.removed.clear()
+        self.read_in_pass.clear()
+        in_use = None if self.in_use is None else self.on_disk(self.in_use)
+        self.gate.in_use = set() if self.in_use is None else {self.in_use}
         before = {kept.path for item in self.alive() for kept in item.files if self.on_disk(kept.path) is not None}
         try:
             return self.cache.run_pass()
         finally:
             self.backend.before = lambda operation, key: None
             self.gate.before = self.gate.after = lambda path: None
+            assert self.in_use is None or self.on_disk(self.in_use) == in_use
+            self.in_use = None
             came_back = {path for path in self.evicted - before if self.on_disk(path) is not None}
             assert not came_back, "what was evicted was restored, though nobody had used it"
-            self.evicted |= self.store.removed
+            self.evicted = (self.evicted | self.store.removed) - self.read_in_pass
 
     # --- the promises ---
 

@@ -699,6 +699,16 @@ class TestCreating:
 
 
 class TestReplacing:
+    def test_costs_one_write_to_the_disk(self, store: MediaStore, monkeypatch: pytest.MonkeyPatch) -> None:
+        synced: list[int] = []
+        monkeypatch.setattr(os, "fsync", synced.append)
+        with store.temporary_file() as temporary:
+            temporary.file.write(b"whole")
+            temporary.sync(12.0)
+            temporary.place(PATHS[0], 12.0)
+        assert len(synced) == 1
+        assert (store.root / PATHS[0]).stat().st_mtime == 12.0
+
     def test_takes_the_place_of_the_file_at_once(self, store: MediaStore) -> None:
         file = write(store, PATHS[0], b"damaged")
         with file.open("rb") as reader, store.temporary_file() as temporary:
