@@ -12,6 +12,7 @@ import hashlib
 import logging
 import os
 import time
+from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -43,6 +44,10 @@ _TURN_SECONDS = 0.01
 _SMALLEST_STEP = 64 << 10
 _LARGEST_STEP = 256 << 10
 _SLOW_SECONDS = 0.5
+
+# A download that is so far ahead of its readers lets those go first that somebody waits for: few of its kind move at a time.
+_FAR_AHEAD_BYTES = 2 << 20
+_UNHURRIED_AT_A_TIME = 2
 
 # What stays free on the disk besides the files that are being downloaded, so that others can go on writing.
 _RESERVE_BYTES = 16 << 20
@@ -87,6 +92,8 @@ class Downloads:
         self._threads = threads
         self._downloads: dict[str, _Download] = {}
         self._buffer = memoryview(bytearray(CHUNK_BYTES))
+        self._unhurried: deque[Callable[[], Deferred[Any]]] = deque()
+        self._unhurried_moving = 0
 
     async def fetch(self, path: str) -> ChunkSource | None:
         """The content of an object; None where there is none.
@@ -124,6 +131,27 @@ class Downloads:
 
     def move_in_thread(self, function: Callable[[], Any]) -> Deferred[Any]:
         return deferToThreadPool(self._reactor, self._threads.moving, function)
+
+    def move_unhurriedly(self, function: Callable[[], Any]) -> Deferred[Any]:
+        """As `move_in_thread`, in its turn among those that nobody waits for."""
+        moved: Deferred[Any] = Deferred()
+
+        def move() -> Deferred[Any]:
+            return self.move_in_thread(function).addBoth(self._unhurried_has_moved).chainDeferred(moved)
+
+        self._unhurried.append(move)
+        self._move_the_unhurried()
+        return moved
+
+    def _unhurried_has_moved(self, result: Any) -> Any:
+        self._unhurried_moving -= 1
+        self._move_the_unhurried()
+        return result
+
+    def _move_the_unhurried(self) -> None:
+        while self._unhurried and self._unhurried_moving < _UNHURRIED_AT_A_TIME:
+            self._unhurried_moving += 1
+            self._unhurried.popleft()()
 
     def do_in_background(self, function: Callable[[], Any]) -> Deferred[Any]:
         return deferToThreadPool(self._reactor, self._threads.background, function)
@@ -194,6 +222,7 @@ class _Download:
         self._changed = Signal()
         self._latest = b""
         self._latest_at = 0
+        self._read_up_to = 0
         self._users = 0
         self._is_moving = True
         # About its place in the media store:
@@ -249,6 +278,7 @@ class _Download:
         None where the file does not hold it any more: the disk was full, or somebody cut it short.
         Raises `BackendError` when the rest cannot be had.
         """
+        self._read_up_to = max(self._read_up_to, offset)
         while offset >= self._available and not self._is_whole and self._error is None:
             await self._changed.wait()
         if offset == self.info.size:
@@ -332,7 +362,9 @@ class _Download:
     def _move(self) -> None:
         self._is_moving = True
         step = partial(self._transfer, _present(self._reader), _present(self._file), self._available)
-        self._downloads.move_in_thread(step).addCallbacks(self._has_moved, self._has_failed)
+        is_waited_for = self._copies > 0 or self._available - self._read_up_to < _FAR_AHEAD_BYTES
+        move = self._downloads.move_in_thread if is_waited_for else self._downloads.move_unhurriedly
+        move(step).addCallbacks(self._has_moved, self._has_failed)
 
     def _transfer(self, reader: ResumingReader, file: TemporaryFile, offset: int) -> _Moved:
         """Move bytes into the file for the length of a turn; in a thread."""

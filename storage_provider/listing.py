@@ -102,7 +102,11 @@ class ListingCursor:
             page = ahead.result()
             if page.covers(key):
                 return self._open(page)
-        return self._open(self._fetch(self._before(key)))
+        page = self._fetch(self._before(key))
+        while not page.covers(key):
+            # A page and more lies between there and the key.
+            page = self._fetch(page.objects[-1].key)
+        return self._open(page)
 
     def _before(self, key: str) -> str:
         """What is certainly before the key, and close to it."""

@@ -38,6 +38,10 @@ class ScriptedReader(ObjectReader):
         return chunk
 
     @property
+    def position(self) -> int:
+        return self._offset
+
+    @property
     def holds_connection(self) -> bool:
         return not self.is_closed and self._offset < len(self._content)
 
