@@ -331,7 +331,7 @@ class _Download:
         if file is None:
             return _Opened(info, reader=reader)
         try:
-            return _Opened(info, self._transfer(reader, file, 0), reader=reader, file=file)
+            return _Opened(info, self._transfer(reader, file, 0, seconds=0), reader=reader, file=file)
         except BaseException as error:
             reader.close()
             file.discard()
@@ -361,13 +361,14 @@ class _Download:
 
     def _move(self) -> None:
         self._is_moving = True
-        step = partial(self._transfer, _present(self._reader), _present(self._file), self._available)
+        reader, file = _present(self._reader), _present(self._file)
+        step = partial(self._transfer, reader, file, self._available, seconds=_TURN_SECONDS)
         is_waited_for = self._copies > 0 or self._available - self._read_up_to < _FAR_AHEAD_BYTES
         move = self._downloads.move_in_thread if is_waited_for else self._downloads.move_unhurriedly
         move(step).addCallbacks(self._has_moved, self._has_failed)
 
-    def _transfer(self, reader: ResumingReader, file: TemporaryFile, offset: int) -> _Moved:
-        """Move bytes into the file for the length of a turn; in a thread."""
+    def _transfer(self, reader: ResumingReader, file: TemporaryFile, offset: int, *, seconds: float) -> _Moved:
+        """Move bytes into the file for so long, at least once; in a thread."""
         began = started = time.monotonic()
         count = 0
         while chunk := reader.read(self._step_bytes):
@@ -376,7 +377,7 @@ class _Download:
             count += len(chunk)
             now = time.monotonic()
             self._step_bytes = _LARGEST_STEP if now - started < _SLOW_SECONDS else _SMALLEST_STEP
-            if now - began >= _TURN_SECONDS:
+            if now - began >= seconds:
                 break
             started = now
         return _Moved(count, chunk)

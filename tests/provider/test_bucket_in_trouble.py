@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 from collections.abc import Callable
 
@@ -101,18 +102,24 @@ def test_a_bucket_that_takes_three_seconds_for_everything_is_slow_and_no_more(si
 
 def test_more_slow_downloads_than_threads_leave_room_for_other_requests(site: Site) -> None:
     # 20 threads by default, half of which large downloads may take.
-    content = os.urandom(1 << 20)
-    media_id = site.upload_and_lose(content)
+    contents = [os.urandom(1 << 20) for _ in range(24)]
+    media_ids = [site.homeserver.upload(content) for content in contents]
+    site.homeserver.wipe_media()
+
+    def of_these(request: Request) -> bool:
+        return any(of(media_id)(request) for media_id in media_ids)
+
     with (
-        site.proxy.cut(at=600_000, matches=of(media_id)),
-        site.proxy.hold(lambda request: of(media_id)(request) and request.offset > 0) as held,
+        site.proxy.cut(at=600_000, matches=of_these),
+        site.proxy.hold(lambda request: of_these(request) and request.offset > 0) as held,
     ):
-        downloads = [Task(lambda: site.homeserver.download(media_id)) for _ in range(24)]
+        downloads = [Task(functools.partial(site.homeserver.download, media_id)) for media_id in media_ids]
         held.wait(10)
         site.serves_others()
         assert all(download.is_pending for download in downloads)
     # The bucket is well again, and none of them is the worse for it.
-    assert all(download.result().body == content for download in downloads)
+    for download, content in zip(downloads, contents, strict=True):
+        assert download.result().body == content
 
 
 @pytest.fixture(scope="module")

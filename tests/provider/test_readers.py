@@ -6,6 +6,7 @@ import os
 import socket
 import struct
 from contextlib import ExitStack
+from functools import partial
 
 import pytest
 
@@ -23,8 +24,9 @@ WARM_UP = 24
 
 
 def warm_up(site: Site) -> None:
-    media_id = site.upload_and_lose(LARGE[: 1 << 20])
-    tasks = [Task(lambda: site.homeserver.download(media_id)) for _ in range(WARM_UP)]
+    media_ids = [site.homeserver.upload(LARGE[: 1 << 20]) for _ in range(WARM_UP)]
+    site.homeserver.wipe_media()
+    tasks = [Task(partial(site.homeserver.download, media_id)) for media_id in media_ids]
     tasks += [
         Task(lambda: site.homeserver.request("POST", "/_matrix/media/v3/upload", LARGE[: 9 << 20], "text/plain"))
         for _ in range(4)
@@ -40,16 +42,17 @@ def test_clients_that_stop_reading_cost_neither_threads_nor_memory_and_others_ar
     with ExitStack() as stack:
         for _ in range(STALLED):
             stack.enter_context(site.reader(media_id, receive_buffer=4096))
-        site.proxy.wait_for(lambda requests: sum(map(gets, requests)) == STALLED)
+        site.proxy.wait_for(lambda requests: any(map(gets, requests)))
         until_quiet(lambda: site.proxy.sent)
-        assert site.proxy.in_flight == STALLED
+        # Nobody keeps the bucket waiting: the file is on the disk.
+        assert sum(map(gets, site.proxy.requests)) == 1
+        assert site.proxy.in_flight == 0
         assert site.process_status("Threads") <= threads + 4
         assert site.process_status("VmRSS") - memory <= STALLED << 10
         site.serves_others()
         other = site.homeserver.upload(LARGE)
         (site.homeserver.media_store / site.path(other)).unlink()
         assert site.homeserver.download(other).body == LARGE
-        assert site.proxy.in_flight == STALLED
     site.proxy.wait_until_idle()
     assert site.trouble() == []
 
@@ -58,7 +61,7 @@ def test_a_slow_client_gets_the_whole_file(site: Site) -> None:
     media_id = site.upload_and_lose(LARGE)
     with site.reader(media_id, receive_buffer=4096) as connection:
         until_quiet(lambda: site.proxy.sent)
-        assert site.proxy.in_flight == 1  # the bucket is still waiting for the client
+        assert site.proxy.in_flight == 0
         with connection.makefile("rb") as stream:
             while stream.readline().strip():
                 pass
@@ -96,7 +99,7 @@ def test_clients_that_hang_up_before_the_bucket_answers_leave_nothing_behind(sit
         with ExitStack() as stack:
             for _ in range(5):
                 stack.enter_context(site.reader(media_id))
-            held.wait(5)
+            held.wait(1)
         eventually("Synapse notices that they have gone", lambda: site.log.count("lost before response was sent") == 5)
         held.release()
     site.proxy.wait_until_idle()
