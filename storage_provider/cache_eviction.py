@@ -110,7 +110,7 @@ def _remove(work: CachePass, plan: EvictionPlan, proved: list[_Candidate]) -> No
     work.store.set_offloaded_before(plan.before)
     evictable = work.database.evictable([candidate.row.row for candidate in proved], plan.before)
     for path, row, state in ((each.path, each.row, each.state) for each in proved):
-        if (row.origin, row.media_id) not in evictable:
+        if (row.origin, row.media_id) not in evictable or work.is_accessed(row.row):
             continue
         try:
             removed = work.remove(path, state)

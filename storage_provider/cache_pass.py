@@ -10,7 +10,7 @@ from typing import Protocol, TypeVar
 
 from backends.base import Backend
 from backends.errors import BackendError, BackendUnavailable, BucketNotFound, ObjectNotFound
-from storage_provider.cache_db import Kind
+from storage_provider.cache_db import CachedMedia, Kind
 from storage_provider.cache_policy import CachePolicy, PathMarks
 from storage_provider.cache_report import PassReport
 from storage_provider.media_store import FileState, MediaStore, TemporaryFile, UnsafePath
@@ -40,8 +40,8 @@ _BREATH_SECONDS = 0.0001
 class Gate(Protocol):
     """Keeps away from files that somebody works on: uploads, downloads, thumbnailing."""
 
-    def unless_in_use(self, path: str, action: Callable[[], _Result], *, removes: bool = False) -> _Result | None:
-        """Run `action`, which gives a file its name or (`removes`) takes one away; None where the path is in use."""
+    def unless_in_use(self, path: str, action: Callable[[], _Result]) -> _Result | None:
+        """Run `action`, which gives a file its name or takes one away; None where the path is in use."""
 
 
 class UntilStopped(Bandwidth):
@@ -65,6 +65,8 @@ class CachePass:
     database: SynapseDb
     policy: CachePolicy
     gate: Gate
+    is_accessed: Callable[[CachedMedia], bool]
+    """Whether media is being used, which its row does not say yet."""
     stored: frozenset[Kind]
     """The kinds of media that go into the bucket."""
     heals: bool
@@ -162,7 +164,7 @@ class CachePass:
 
     def remove(self, path: str, state: FileState) -> bool:
         """Remove a file unless somebody uses it or it has changed."""
-        return bool(self.gate.unless_in_use(path, lambda: self.store.remove(path, state), removes=True))
+        return bool(self.gate.unless_in_use(path, lambda: self.store.remove(path, state)))
 
     def upload_if_right(self, path: str, row: FileRow, state: FileState) -> bool:
         """Send a file that is what the database says; False where it is not."""

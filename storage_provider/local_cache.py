@@ -9,7 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 
 from backends.base import Backend
-from storage_provider.cache_db import Kind
+from storage_provider.cache_db import CachedMedia, Kind
 from storage_provider.cache_eviction import evict
 from storage_provider.cache_healing import DamagedFile, mend_files, mend_objects
 from storage_provider.cache_pass import CachePass, Gate
@@ -54,9 +54,13 @@ class LocalCache:
         gate: Gate,
         stop: threading.Event,
         workers: int,
+        is_accessed: Callable[[CachedMedia], bool] = lambda row: False,
         clock: Callable[[], float] = time.time,
     ) -> None:
-        """`stored` are the kinds of media that Synapse stores in this bucket; `workers` threads do transfers."""
+        """`stored` are the kinds of media that Synapse stores in this bucket; `workers` threads do transfers.
+
+        `is_accessed` tells of media that is being used and whose row does not say so yet.
+        """
         self._backend = backend
         self._store = store
         self._connect = connect
@@ -65,6 +69,7 @@ class LocalCache:
         self._gate = gate
         self._stop = stop
         self._workers = workers
+        self._is_accessed = is_accessed
         self._clock = clock
         self._in_vain = PathMarks()
         self._in_vain_since = self._now()
@@ -105,6 +110,7 @@ class LocalCache:
                 database,
                 policy,
                 self._gate,
+                self._is_accessed,
                 self._stored,
                 self._settings.auto_restore,
                 threads,

@@ -76,7 +76,7 @@ class PathsInUse:
         """Whether a file may be put there in this turn of the reactor."""
         return path not in self._users and path not in self._changes
 
-    def unless_in_use(self, path: str, action: Callable[[], Result], *, removes: bool = False) -> Result | None:
+    def unless_in_use(self, path: str, action: Callable[[], Result]) -> Result | None:
         """Let `action`, which puts a file at a path or removes it, run unless the path is in use (then None).
 
         For threads of the background; blocks them until the reactor has answered.

@@ -23,7 +23,7 @@ from twisted.python.threadpool import ThreadPool
 from backends import open_backend
 from backends.errors import BackendError, SettingsError
 from backends.selection import choose_backend
-from storage_provider.cache_db import Kind
+from storage_provider.cache_db import CachedMedia, Kind
 from storage_provider.cache_keeper import CacheKeeper
 from storage_provider.cache_report import PassReport
 from storage_provider.complaints import Complaints
@@ -151,6 +151,13 @@ class S3StorageProviderBackend(StorageProvider):
         self._read_through.count(size)
         logger.debug("Stored %s (%d bytes)", path, size)
 
+    def _is_accessed(self, row: CachedMedia) -> bool:
+        """Whether media was accessed in the last minute, perhaps for a thumbnail; in a thread."""
+        repository = self._hs.get_media_repository()
+        if row.kind == "local":
+            return row.media_id in repository.recently_accessed_locals
+        return (row.origin, row.media_id) in repository.recently_accessed_remotes
+
     def _accessed_media_ids(self, origin: str) -> list[str]:
         """The media of a server that was accessed in the last minute, which the database does not know yet."""
         # As a list at once: the reactor's thread goes on changing it.
@@ -253,6 +260,7 @@ class S3StorageProviderBackend(StorageProvider):
             gate=self._downloads.paths,
             stop=self._stop_background,
             workers=max(self._settings.threadpool_size // 4, 1),
+            is_accessed=self._is_accessed,
         )
         try:
             # Before anything is put into an empty store: it is the sign that the disk was lost.

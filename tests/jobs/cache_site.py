@@ -36,7 +36,7 @@ class OpenGate:
         self.before: Callable[[str], object] = lambda path: None
         self.after: Callable[[str], object] = lambda path: None
 
-    def unless_in_use(self, path: str, action: Callable[[], T], *, removes: bool = False) -> T | None:
+    def unless_in_use(self, path: str, action: Callable[[], T]) -> T | None:
         self.before(path)
         if path in self.in_use:
             return None
@@ -56,6 +56,8 @@ class CacheSite:
     gate: OpenGate = field(default_factory=OpenGate)
     stop: threading.Event = field(default_factory=threading.Event)
     clock_ms: int = 0
+    accessed: set[str] = field(default_factory=set)
+    """Ids of media that is being used, which no row tells yet."""
     _caches: dict[str, LocalCache] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -131,6 +133,7 @@ class CacheSite:
             gate=self.gate,
             stop=self.stop,
             workers=3,
+            is_accessed=lambda row: row.media_id in self.accessed,
             clock=lambda: self.clock_ms / 1000,
         )
 

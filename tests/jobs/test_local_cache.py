@@ -178,6 +178,18 @@ def test_what_the_command_line_offloaded_stays_away(site: CacheSite) -> None:
 
 
 @on_sqlite
+def test_media_that_is_being_used_stays_though_its_row_does_not_say_so_yet(site: CacheSite) -> None:
+    used = site.add("UsedMedia", b"content", age=2 * DAY)
+    site.add("OtherMedia", b"content", age=2 * DAY)
+    site.accessed = {"UsedMedia"}
+    site.run_pass(local_cache={"max_age": "1d"})
+    assert list(site.files()) == [used]
+    site.accessed = set()
+    site.run_pass(local_cache={"max_age": "1d"})
+    assert list(site.files()) == []
+
+
+@on_sqlite
 def test_eviction_moves_the_stamp_before_it_removes_anything(site: CacheSite) -> None:
     site.add("OldMedia", b"content", age=2 * DAY)
     seen: list[int | None] = []
