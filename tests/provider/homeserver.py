@@ -226,7 +226,8 @@ class Homeserver:
     def wipe_media(self) -> None:
         """Lose the local disk, as a container does."""
         shutil.rmtree(self.media_store, ignore_errors=True)
-        self.media_store.mkdir()
+        # What is being put in its place at this moment may stay.
+        self.media_store.mkdir(exist_ok=True)
 
     def local_files(self) -> list[Path]:
         return sorted(path for path in self.media_store.rglob("*") if path.is_file())
