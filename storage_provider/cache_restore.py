@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
+from collections import deque
 from collections.abc import Iterator
+from concurrent.futures import Future
 
 from storage_provider.cache_pass import CachePass
 from storage_provider.cache_policy import PathMarks, space_of
@@ -30,6 +33,8 @@ class Restore:
         self._on_disk = on_disk
         self._under_way = 0
         self._is_over = False
+        self._placed: deque[tuple[ExpectedFile, FileState]] = deque()
+        """What the threads have put there, and nobody has looked at since."""
 
     def run(self, begin: int, end: int | None) -> bool:
         """Fetch what was used in that time; False where nothing more can be fetched."""
@@ -62,41 +67,49 @@ class Restore:
 
     def _fetch_all(self, wanted: Iterator[ExpectedFile]) -> None:
         work = self._work
-        placed: list[tuple[ExpectedFile, FileState]] = []
-        for each, future in run_at_once(work.threads, self._fetch, wanted, at_most=self._batch):
-            self._under_way -= space_of(each.row.length)
-            try:
-                state = work.result(each.path, future)
-            except DiskIsFull:
-                work.report.limited_by = "full disk"
-                self._is_over = True
-                continue
-            if state is None:
-                continue
+        fetched = run_at_once(work.threads, self._fetch, wanted, at_most=self._batch)
+        try:
+            with contextlib.closing(fetched):
+                for each, future in fetched:
+                    self._under_way -= space_of(each.row.length)
+                    self._note(each, future)
+                    if len(self._placed) >= self._batch:
+                        self._remove_deleted()
+        finally:
+            # Also what was placed while the end was already being made.
+            self._remove_deleted()
+
+    def _note(self, wanted: ExpectedFile, future: Future[FileState | None]) -> None:
+        try:
+            state = self._work.result(wanted.path, future)
+        except DiskIsFull:
+            self._work.report.limited_by = "full disk"
+            self._is_over = True
+            return
+        if state is not None:
             self._on_disk += space_of(state.size)
-            work.report.restored.add(space_of(state.size))
-            placed.append((each, state))
-            if len(placed) >= self._batch:
-                self._remove_deleted(placed)
-                placed = []
-        self._remove_deleted(placed)
+            self._work.report.restored.add(space_of(state.size))
 
     def _fetch(self, wanted: ExpectedFile) -> FileState | None:
         """Fetch one file; None where somebody is using its path."""
         work, path, row = self._work, wanted.path, wanted.row
         work.check_stop()
         try:
-            return work.fetch_anew(path, row, lambda temporary: temporary.place(path, work.mtime(row)))
+            state = work.fetch_anew(path, row, lambda temporary: temporary.place(path, work.mtime(row)))
         except OSError as error:
             if error.errno in (errno.ENOSPC, errno.EDQUOT):
                 raise DiskIsFull from error
             raise
+        if state is not None:
+            self._placed.append((wanted, state))
+        return state
 
-    def _remove_deleted(self, placed: list[tuple[ExpectedFile, FileState]]) -> None:
+    def _remove_deleted(self) -> None:
         """Take back what Synapse was deleting in the moment in which it was put there.
 
         It removes the file before the row, so that the row may still be there right before a file is placed.
         """
+        placed = [self._placed.popleft() for _ in range(len(self._placed))]
         present = self._work.database.present(each.row.row for each, _ in placed)
         for each, state in placed:
             if (each.row.origin, each.row.media_id) not in present:

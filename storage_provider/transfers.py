@@ -6,7 +6,7 @@ import hashlib
 import threading
 import time
 from collections.abc import Callable, Generator, Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import closing
 from dataclasses import dataclass
 from enum import Enum
@@ -276,7 +276,10 @@ def reason(error: Exception) -> str:
 def run_at_once(
     threads: ThreadPoolExecutor, work: Callable[[_Item], _Result], items: Iterable[_Item], *, at_most: int
 ) -> Generator[tuple[_Item, Future[_Result]], None, None]:
-    """Do the work in the threads; yields items as they are done, and takes no more than that many at a time."""
+    """Do the work in the threads; yields items as they are done, and takes no more than that many at a time.
+
+    When it ends, or is closed, nothing of the work is under way any more.
+    """
     done: SimpleQueue[Future[_Result]] = SimpleQueue()
     running: dict[Future[_Result], _Item] = {}
     try:
@@ -293,6 +296,8 @@ def run_at_once(
     finally:
         for future in running:
             future.cancel()
+        # What is begun is over when this is.
+        wait(running)
 
 
 def etag_proves(store: MediaStore, path: str, info: ObjectInfo) -> bool:
