@@ -45,8 +45,7 @@ class Boto3Backend(S3Backend["S3Client"]):
             "user_agent": "enhanced-s3-storage-provider",
             "s3": {
                 "addressing_style": settings.addressing_style,
-                # Over TLS the Content-MD5 is enough; hashing twice would double the CPU of large bodies.
-                "payload_signing_enabled": not settings.is_https,
+                "payload_signing_enabled": self._signs_bodies,
             },
         }
         session = boto3.session.Session(
@@ -74,10 +73,12 @@ class Boto3Backend(S3Backend["S3Client"]):
 
     def _send(self, request: AWSPreparedRequest, **_: Any) -> AWSResponse:
         """Send what botocore has signed; it takes the answer of a `before-send` handler for its own."""
+        # botocore makes a file of it, which would be sent in many small pieces.
+        body = request.body.getvalue() if isinstance(request.body, io.BytesIO) else request.body
         response = self._transport.urlopen(
             request.method,
             request.url,
-            body=request.body,
+            body=body,
             headers=request.headers,
             preload_content=not request.stream_output,
         )
@@ -92,7 +93,7 @@ class Boto3Backend(S3Backend["S3Client"]):
             Bucket=self._settings.bucket,
             Key=name,
             Body=body,
-            ContentMD5=content_md5(body),
+            **self._checksum(body),
             **self._new_object(content_type, metadata),
         )
         return reply["ResponseMetadata"]["HTTPHeaders"]
@@ -147,7 +148,7 @@ class Boto3Backend(S3Backend["S3Client"]):
             UploadId=upload_id,
             PartNumber=number,
             Body=body,
-            ContentMD5=content_md5(body),
+            **self._checksum(body),
             **self._sse(True),
         )
         return reply["ResponseMetadata"]["HTTPHeaders"]
@@ -164,6 +165,9 @@ class Boto3Backend(S3Backend["S3Client"]):
 
     def _abort_multipart_upload(self, client: S3Client, name: str, upload_id: str) -> None:
         client.abort_multipart_upload(Bucket=self._settings.bucket, Key=name, UploadId=upload_id)
+
+    def _checksum(self, body: bytes) -> dict[str, Any]:
+        return {} if self._signs_bodies else {"ContentMD5": content_md5(body)}
 
     def _new_object(self, content_type: str | None, metadata: Mapping[str, str]) -> dict[str, Any]:
         options = self._sse(True)

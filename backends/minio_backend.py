@@ -63,7 +63,7 @@ class MinioBackend(S3Backend[Minio]):
     def _put_object(
         self, client: Minio, name: str, body: bytes, content_type: str | None, metadata: Mapping[str, str]
     ) -> Headers:
-        headers = self._new_object(content_type, metadata) | {"Content-MD5": content_md5(body)}
+        headers = self._new_object(content_type, metadata) | self._checksum(body)
         return self._send(client, "PUT", name, headers, body=body)
 
     def _get_object(
@@ -97,7 +97,7 @@ class MinioBackend(S3Backend[Minio]):
         return client._create_multipart_upload(self._settings.bucket, name, {**headers})
 
     def _upload_part(self, client: Minio, name: str, upload_id: str, number: int, body: bytes) -> Headers:
-        headers = self._sse(True) | {"Content-MD5": content_md5(body)}
+        headers = self._sse(True) | self._checksum(body)
         query = {"partNumber": str(number), "uploadId": upload_id}
         return self._send(client, "PUT", name, headers, body=body, query=query)
 
@@ -129,6 +129,9 @@ class MinioBackend(S3Backend[Minio]):
             query_params=dict(query) if query else None,
         )
         return _lower(response.headers)
+
+    def _checksum(self, body: bytes) -> dict[str, str]:
+        return {} if self._signs_bodies else {"Content-MD5": content_md5(body)}
 
     def _new_object(self, content_type: str | None, metadata: Mapping[str, str]) -> dict[str, str]:
         headers = self._sse(True)

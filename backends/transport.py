@@ -195,17 +195,18 @@ class _DeadlineConnection(HTTPConnection):
         if held == b"":
             self._held = data
             return
-        data = held + data if held else data
+        for piece in _pieces(held or b"", data):
+            self._send_piece(piece)
+
+    def _send_piece(self, piece: bytes | memoryview) -> None:
         deadline = self.state.deadline
         if deadline is None:
-            super().send(data)
+            super().send(piece)
             return
-        view = memoryview(data)
-        for start in range(0, len(view), _SEND_BYTES):
-            started = time.monotonic()
-            self.sock.settimeout(deadline.remaining())
-            super().send(view[start : start + _SEND_BYTES])
-            deadline.extend(time.monotonic() - started)
+        started = time.monotonic()
+        self.sock.settimeout(deadline.remaining())
+        super().send(piece)
+        deadline.extend(time.monotonic() - started)
 
     def response_class(self, sock: socket.socket, *args: Any, **kwargs: Any) -> Any:  # type: ignore[override]
         # urllib3 has put the read time-out of this request there, or for a proxy's CONNECT that of connecting.
@@ -216,6 +217,16 @@ class _DeadlineConnection(HTTPConnection):
         self.state.reading = reading
         source = cast(socket.socket, _DeadlineSocket(sock, reading))
         return http.client.HTTPResponse(source, *args, **kwargs)
+
+
+def _pieces(headers: bytes, data: bytes) -> Iterator[bytes | memoryview]:
+    """What is sent at a time; headers go with the beginning of the data, which is not copied but for that."""
+    view, begun = memoryview(data), 0
+    if headers:
+        begun = max(_SEND_BYTES - len(headers), 0)
+        yield headers + view[:begun]
+    for start in range(begun, len(view), _SEND_BYTES):
+        yield view[start : start + _SEND_BYTES]
 
 
 class _DeadlineTLSConnection(_DeadlineConnection, HTTPSConnection):

@@ -99,7 +99,7 @@ Event = Uploaded | Deleted | Kept | Failed | Gone | MediaDone
 class _File:
     """A file of the round, and what is known of its object."""
 
-    media: _Media
+    row: CachedMedia
     path: str
     state: FileState
     info: ObjectInfo | None = None
@@ -122,8 +122,16 @@ class _Media:
     row: CachedMedia
     is_back: bool
     files: list[_File]
-    uploaded: int = 0
-    deleted: int = 0
+
+    @property
+    def uploaded(self) -> int:
+        """So many files were sent."""
+        return sum(file.sent is not None for file in self.files)
+
+    @property
+    def deleted(self) -> int:
+        """So many files were removed."""
+        return sum(file.is_removed for file in self.files)
 
 
 @dataclass(frozen=True)
@@ -217,9 +225,8 @@ class Offload:
             elif isinstance(entry, NotOnDisk):
                 gone.append(entry.row)
             else:
-                media = _Media(entry.row, entry.is_back, [])
-                media.files = [_File(media, path, state) for path, state in entry.files]
-                round_.append(media)
+                files = [_File(entry.row, path, state) for path, state in entry.files]
+                round_.append(_Media(entry.row, entry.is_back, files))
             if len(gone) >= _MEDIA_IN_A_ROUND:
                 yield self._note_gone(gone)
                 gone = []
@@ -292,9 +299,9 @@ class Offload:
         if self.database is None:
             return
         files = list(files)
-        facts = self.database.facts_of(dict.fromkeys(file.media.row for file in files))
+        facts = self.database.facts_of(dict.fromkeys(file.row for file in files))
         for file in files:
-            file.facts = facts.get(file.media.row)
+            file.facts = facts.get(file.row)
 
     def _send(self, file: _File) -> Uploaded | Difference | None:
         """Make sure that there is an object of the file's size."""
@@ -316,7 +323,6 @@ class Offload:
             if isinstance(outcome, Difference):
                 differing.append((file, outcome))
             elif isinstance(outcome, Uploaded):
-                file.media.uploaded += 1
                 yield outcome
             elif outcome is not None:
                 file.is_done = True
@@ -344,7 +350,6 @@ class Offload:
         for file, outcome in self._outcomes(self._submit(threads, right, self._replace)):
             if isinstance(outcome, Uploaded):
                 file.is_done = False
-                file.media.uploaded += 1
             if outcome is not None:
                 yield outcome
 
@@ -446,7 +451,6 @@ class Offload:
             return Failed(file.path, f"cannot be removed: {error.strerror}")
         if not file.is_removed:
             return Kept(file.path, "it changed meanwhile")
-        file.media.deleted += 1
         return Deleted(file.path, file.state.size, file.proof or "")
 
     def _still_unused(self, rows: Sequence[CachedMedia]) -> set[tuple[str, str]]:

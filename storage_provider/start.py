@@ -27,6 +27,10 @@ _UNUSED_OF_MINIO = (
 )
 
 
+# Python's own is 700; loading takes some 95,000.
+_ALLOCATIONS_BEFORE_GARBAGE_IS_LOOKED_FOR = 100_000
+
+
 class _Unused(ModuleType):
     """Stands where a module would, and has whatever is imported from it."""
 
@@ -42,8 +46,8 @@ def main() -> None:
     os.environ.setdefault("PYDANTIC_DISABLE_PLUGINS", "__all__")
     for name in _UNUSED_OF_MINIO:
         sys.modules.setdefault(f"minio.{name}", _Unused(f"minio.{name}"))
-    # While modules are loaded, next to nothing becomes garbage.
-    gc.disable()
+    # While modules are loaded, next to nothing becomes garbage; later it is looked for as soon as it may be a few MiB.
+    gc.set_threshold(_ALLOCATIONS_BEFORE_GARBAGE_IS_LOOKED_FOR)
     from storage_provider.cli import main as run
 
     run(prog_name="s3_media_upload")

@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, NoReturn
 
 import pytest
 from botocore.exceptions import ClientError
+from urllib3.response import BaseHTTPResponse
 
 from backends import BACKENDS, BucketSettings, open_backend
 from backends.base import Backend, ObjectInfo
@@ -38,6 +39,7 @@ from backends.errors import (
     RequestRejected,
     cause_chain,
 )
+from backends.transport import Transport
 from tests.backends.conftest import MANY_KEYS
 from tests.servers import S3Server
 
@@ -282,6 +284,32 @@ class BackendContract:
         parts = [LARGE[start : start + MULTIPART_CHUNKSIZE] for start in range(0, len(LARGE), MULTIPART_CHUNKSIZE)]
         of_parts = b"".join(hashlib.md5(part).digest() for part in parts)
         assert put(backend, "large", LARGE).etag == f"{hashlib.md5(of_parts).hexdigest()}-{len(parts)}"
+
+    @pytest.mark.parametrize("data", [SMALL, LARGE], ids=len)
+    def test_a_body_that_is_altered_on_its_way_is_not_stored(
+        self,
+        backend: Backend,
+        s3_server: S3Server,
+        monkeypatch: pytest.MonkeyPatch,
+        stored: Callable[[], list[str]],
+        data: bytes,
+    ) -> None:
+        send = Transport.urlopen
+
+        def send_altered(transport: Transport, method: str, url: str, **options: Any) -> BaseHTTPResponse:
+            if method == "PUT":
+                options["body"] = options["body"][:-1] + b"!"
+            return send(transport, method, url, **options)
+
+        monkeypatch.setattr(Transport, "urlopen", send_altered)
+        if not s3_server.checks_signatures:
+            # The servers that only play one look at no checksum either.
+            put(backend, "key", data)
+            assert read(backend, "key") != data
+            return
+        with pytest.raises(BackendError):
+            put(backend, "key", data)
+        assert stored() == []
 
     @pytest.mark.parametrize("data", [SMALL, LARGE], ids=len)
     def test_put_takes_the_next_bytes_of_the_body_and_no_more(self, backend: Backend, data: bytes) -> None:
