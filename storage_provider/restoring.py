@@ -13,7 +13,7 @@ from backends.base import Backend
 from backends.errors import BackendError, ObjectNotFound
 from storage_provider.media_store import MediaStore, UnsafePath, content_path, thumbnail_directory
 from storage_provider.settings import LocalCacheSettings, ProviderSettings
-from storage_provider.synapse_db import StoredMedia, SynapseDb
+from storage_provider.synapse_db import StoredMedia, SynapseDb, legacy_names
 from storage_provider.transfers import Bandwidth, Damaged, Failed, Failures, NoLongerWanted, Stopped, download
 
 _FILES_IN_A_ROUND = 1000
@@ -44,7 +44,8 @@ class DiskFull(Exception):
 @dataclass(frozen=True)
 class _Wanted:
     media: StoredMedia
-    path: str
+    paths: tuple[str, ...]
+    """Where it belongs, and where it may be instead."""
     length: int
     sha256: str | None
     is_content: bool
@@ -91,10 +92,10 @@ class Restore:
                 continue
             for file in files:
                 try:
-                    if self.store.state(file.path) is None:
+                    if all(self.store.state(path) is None for path in file.paths):
                         yield file
                 except (UnsafePath, OSError) as error:
-                    yield Failed(file.path, f"refused: {error}")
+                    yield Failed(file.paths[0], f"refused: {error}")
 
     def _fetch(self, threads: ThreadPoolExecutor, round_: list[_Wanted]) -> Iterator[Event]:
         running: dict[Future[Event | None], _Wanted] = {
@@ -111,7 +112,7 @@ class Restore:
                     full = error
                 except BackendError as error:
                     self._failures.count(error)
-                    event = Failed(running[future].path, error.reason)
+                    event = Failed(running[future].paths[0], error.reason)
                 if event is not None:
                     yield event
         finally:
@@ -126,29 +127,33 @@ class Restore:
         free, _ = self.store.free_space()
         if free - wanted.length < self.min_free:
             raise DiskFull(f"stopped before the disk is full: {free} bytes are free, {self.min_free} are to stay so")
-        try:
-            size = download(
-                self.backend,
-                self.store,
-                wanted.path,
-                self.bandwidth,
-                length=wanted.length,
-                sha256=wanted.sha256,
-                used_ms=wanted.media.used,
-                is_wanted=lambda: self._is_wanted(wanted),
-            )
-        except ObjectNotFound:
-            # Synapse makes a thumbnail anew when it is asked for one.
-            return Missing(wanted.path) if wanted.is_content else None
-        except (Stopped, NoLongerWanted, FileExistsError):
-            return None
-        except Damaged as error:
-            return Failed(wanted.path, str(error))
-        except OSError as error:
-            if error.errno in (errno.ENOSPC, errno.EDQUOT):
-                raise DiskFull("stopped, since the disk is full") from error
-            return Failed(wanted.path, error.strerror or str(error))
-        return Restored(wanted.path, size)
+        for path in wanted.paths:
+            try:
+                return Restored(path, self._download(wanted, path))
+            except ObjectNotFound:
+                continue
+            except (Stopped, NoLongerWanted, FileExistsError):
+                return None
+            except Damaged as error:
+                return Failed(path, str(error))
+            except OSError as error:
+                if error.errno in (errno.ENOSPC, errno.EDQUOT):
+                    raise DiskFull("stopped, since the disk is full") from error
+                return Failed(path, error.strerror or str(error))
+        # Synapse makes a thumbnail anew when it is asked for one.
+        return Missing(wanted.paths[0]) if wanted.is_content else None
+
+    def _download(self, wanted: _Wanted, path: str) -> int:
+        return download(
+            self.backend,
+            self.store,
+            path,
+            self.bandwidth,
+            length=wanted.length,
+            sha256=wanted.sha256,
+            used_ms=wanted.media.used,
+            is_wanted=lambda: self._is_wanted(wanted),
+        )
 
     def _is_wanted(self, wanted: _Wanted) -> bool:
         """Whether the database still is of that mind: its rows were read when the run began."""
@@ -157,10 +162,12 @@ class Restore:
 
 
 def _files(stored: StoredMedia) -> Iterator[_Wanted]:
-    yield _Wanted(stored, content_path(stored.row.media), stored.length, stored.sha256, is_content=True)
+    yield _Wanted(stored, (content_path(stored.row.media),), stored.length, stored.sha256, is_content=True)
     directory = thumbnail_directory(stored.row.media)
+    legacy = {} if stored.row.kind == "local" else legacy_names(stored.thumbnail_lengths)
     for name, length in stored.thumbnail_lengths.items():
-        yield _Wanted(stored, f"{directory}/{name}", length, None, is_content=False)
+        names = (name, legacy[name]) if name in legacy else (name,)
+        yield _Wanted(stored, tuple(f"{directory}/{each}" for each in names), length, None, is_content=False)
 
 
 def bytes_to_leave(settings: ProviderSettings, store: MediaStore) -> int:

@@ -280,7 +280,7 @@ class SynapseDb:
                 if by_key.get(tables.key(row)) == row:
                     lengths = _lengths(thumbnails.get(tables.key(row), ()))
                     if tables.kind == "remote":
-                        lengths |= _legacy_lengths(lengths)
+                        lengths |= {old: lengths[name] for name, old in legacy_names(lengths).items()}
                     facts[row] = MediaFacts(length, sha256, bool(quarantined), lengths)
         return facts
 
@@ -419,10 +419,10 @@ def _lengths(thumbnails: Iterable[Row]) -> dict[str, int]:
     return {name: length for name, length in thumbnails if name is not None and length is not None}
 
 
-def _legacy_lengths(lengths: Mapping[str, int]) -> dict[str, int]:
-    """The lengths of thumbnails by their names without the method, where two methods do not share one."""
-    names = [name.rpartition("-")[0] for name in lengths]
-    return {legacy: size for legacy, size in zip(names, lengths.values(), strict=True) if names.count(legacy) == 1}
+def legacy_names(names: Collection[str]) -> dict[str, str]:
+    """What old files of remote thumbnails with these names are called, without the method, where one can be meant."""
+    legacy = [name.rpartition("-")[0] for name in names]
+    return {name: old for name, old in zip(names, legacy, strict=True) if legacy.count(old) == 1}
 
 
 # --- the two databases ---

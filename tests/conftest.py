@@ -5,6 +5,7 @@
   `@pytest.mark.parametrize("s3_server", ["moto", "minio"], indirect=True)`.
 - `make_bucket(server)` is the name of a new bucket there; `bucket` is one on `s3_server`.
 - `postgres` is a PostgreSQL server and `make_database()` the name of a new database on it.
+- `small_disk` is an empty directory on a disk of its own, of 16 MiB; without the right to mount one the test is skipped.
 
 A test that needs a server from outside PyPI carries the marker `servers`. It comes by itself with the fixtures `postgres`
 and `make_database`, and with a parameter `s3_server` or `server_name`; a test that calls `start_server` with such a
@@ -14,7 +15,9 @@ name states it. Where the server is not on the machine the test is skipped, and 
 
 import contextlib
 import os
+import subprocess
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import pytest
 
@@ -137,3 +140,16 @@ def _failure_or_skip(config: pytest.Config) -> Iterator[None]:
     if error.server.name in config.stash[REQUIRED]:
         pytest.fail(f"S3_TESTS_REQUIRED names a server that is not to be had: {error}", pytrace=False)
     pytest.skip(f"no server: {error}")
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    directory = tmp_path / "disk"
+    directory.mkdir()
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=16m", "tmpfs", directory], capture_output=True)
+    if mounted.returncode:
+        pytest.skip("this machine allows no mount")
+    try:
+        yield directory
+    finally:
+        subprocess.run(["umount", "-l", directory], check=True)

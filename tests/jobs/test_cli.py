@@ -437,6 +437,32 @@ def test_database_out_of_reach_is_3(site: MediaSite) -> None:
     assert site.files() == before
 
 
+POSTGRES = pytest.mark.parametrize(
+    ("s3_server", "synapse_database", "backend"),
+    [pytest.param("minio", "postgres", "minio", marks=pytest.mark.servers)],
+    indirect=["s3_server", "synapse_database"],
+)
+
+
+@POSTGRES
+def test_arguments_of_the_database_with_the_media_tables_reach_the_driver(site: MediaSite) -> None:
+    before = site.add_some(3)
+    settings = site.homeserver_settings()
+    main = {"data_stores": ["main"], **settings.pop("database")}
+    state = {"data_stores": ["state"], "name": "psycopg2", "args": {"dbname": "nowhere"}}
+
+    def write(**arguments: object) -> None:
+        databases = {"one": state, "two": {**main, "args": main["args"] | arguments}}
+        (site.directory / "homeserver.yaml").write_text(yaml.safe_dump({**settings, "databases": databases}))
+
+    write(sslmode="disable")
+    site.sync("--delete")
+    assert site.objects() == before
+    # The test server has no TLS.
+    write(sslmode="require")
+    assert "SSL" in site.sync(status=3).err
+
+
 @QUICKLY
 def test_cache_db_that_is_none_is_3(site: MediaSite) -> None:
     (site.directory / "text").write_text("this is no database, but long enough to be taken for one" * 20)
@@ -465,6 +491,29 @@ def test_full_disk_for_cache_db_is_3_and_harms_nothing(site: MediaSite) -> None:
     assert site.files() == before
     site.sync("--delete")
     assert site.objects() == before
+
+
+@QUICKLY
+def test_disk_of_cache_db_that_gets_full_is_3_and_the_next_run_finishes(site: MediaSite, small_disk: Path) -> None:
+    before = site.add_some(10, size=10)
+    site.write_homeserver_yaml()
+    fill_disk(small_disk, leave=100_000)
+    rows = ({"media_id": f"Filler{index:020}", "media_type": "x", "media_length": 1} for index in range(2000))
+    site.database.insert("local_media_repository", ({**row, "created_ts": 1000} for row in rows))
+    options = ("--delete", "--cache-db", small_disk / "cache.db")
+    full = site.sync(*options, status=3)
+    assert "its disk is full" in full.err and full.err.count("\n") == 1
+    assert site.files() == before
+    (small_disk / "filler").unlink()
+    site.sync(*options)
+    assert site.objects() == before
+    assert site.files() == {}
+
+
+def fill_disk(disk: Path, leave: int) -> None:
+    """Use a disk up but for so many bytes."""
+    room = os.statvfs(disk)
+    (disk / "filler").write_bytes(bytes(room.f_bavail * room.f_frsize - leave))
 
 
 @QUICKLY

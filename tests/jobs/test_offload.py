@@ -13,6 +13,8 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 import pytest
+from minio import MinioAdmin
+from minio.credentials.providers import StaticProvider
 
 from backends import open_backend
 from backends.base import Backend, ObjectInfo
@@ -433,6 +435,36 @@ def test_where_listing_is_refused_objects_are_asked_for(site: MediaSite, code: s
 def is_listing(request: Any, code: str) -> bool:
     # Who may list nothing is told so by the check, too.
     return lists(request) and (code == "AccessDenied" or "max-keys" not in request.query)
+
+
+@pytest.mark.parametrize(
+    ("s3_server", "synapse_database", "backend"),
+    [pytest.param("minio", "postgres", backend, marks=pytest.mark.servers) for backend in ("minio", "boto3")],
+    indirect=["s3_server", "synapse_database"],
+)
+def test_a_key_that_may_not_list_is_enough(site: MediaSite, s3_server: S3Server) -> None:
+    before = site.add_some(4)
+    access_key = add_minio_user(s3_server, site.bucket, "s3:GetObject", "s3:PutObject")
+    site.write_homeserver_yaml(access_key_id=access_key, secret_access_key=f"secret-of-{access_key}")
+    done = site.sync("--delete")
+    assert "cannot be listed" in done.err
+    assert site.objects() == before
+    assert site.files() == {}
+
+
+def add_minio_user(server: S3Server, bucket: str, *actions: str) -> str:
+    """A user who may do this with the objects of a bucket, and nothing else; returns the access key."""
+    user = f"user-{bucket}"
+    admin = MinioAdmin(
+        endpoint=server.endpoint.removeprefix("http://"),
+        credentials=StaticProvider(server.access_key, server.secret_key),
+        secure=False,
+    )
+    statement = {"Effect": "Allow", "Action": list(actions), "Resource": [f"arn:aws:s3:::{bucket}/*"]}
+    admin.user_add(access_key=user, secret_key=f"secret-of-{user}")
+    admin.policy_add(policy_name=user, policy={"Version": "2012-10-17", "Statement": [statement]})
+    admin.attach_policy(policies=[user], user=user)
+    return user
 
 
 @QUICKLY

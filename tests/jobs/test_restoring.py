@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import hashlib
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -132,6 +133,37 @@ def test_symbolic_link_in_the_way_is_not_followed(site: MediaSite) -> None:
     done = site.run("restore", "--all", status=1)
     assert done.err.startswith("failed: local_content/So/me/Media: ")
     assert list(outside.iterdir()) == []
+
+
+@QUICKLY
+def test_old_thumbnails_of_remote_media_come_back_under_their_names(site: MediaSite) -> None:
+    """Synapse left the method out of them once, and still looks there."""
+    name, old_name = "32-32-image-png-crop", "32-32-image-png"
+    site.add_remote("a.org", "there", "FsidThere", thumbnails={name: b"thumbnail"})
+    before = offload(site)
+    path = next(path for path in before if path.endswith(name))
+    old_path = path.removesuffix(name) + old_name
+    site.put(old_path, before[path])
+    site.client.delete_object(Bucket=site.bucket, Key=path)
+    site.run("restore", "--all")
+    content = before.pop(path)
+    assert site.files() == {**before, old_path: content}
+    # Under either name it is there.
+    site.proxy.forget()
+    assert site.run("restore", "--all").lines[0] == "Restored 0 files"
+    assert site.proxy.of("GET") == []
+
+
+@QUICKLY
+def test_disk_that_gets_full_keeps_whole_files_only_and_is_told_once(site: MediaSite, small_disk: Path) -> None:
+    site.add_some(60, size=400_000)
+    before = offload(site)
+    shutil.rmtree(site.store)
+    site.store.symlink_to(small_disk)
+    done = site.run("restore", "--all", "--workers", "4", status=1)
+    assert done.err.count("the disk is full") == 1
+    assert 0 < len(site.files()) < len(before)
+    assert site.files().items() <= before.items()
 
 
 @WIDELY
