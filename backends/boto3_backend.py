@@ -73,13 +73,15 @@ class Boto3Backend(S3Backend["S3Client"]):
 
     def _send(self, request: AWSPreparedRequest, **_: Any) -> AWSResponse:
         """Send what botocore has signed; it takes the answer of a `before-send` handler for its own."""
-        # botocore makes a file of it, which would be sent in many small pieces.
+        # botocore makes a file of it, which would be sent in many small pieces, and asks the server whether it may send it,
+        # for whose consent nobody waits.
         body = request.body.getvalue() if isinstance(request.body, io.BytesIO) else request.body
+        headers = {name: value for name, value in request.headers.items() if name != "Expect"}
         response = self._transport.urlopen(
             request.method,
             request.url,
             body=body,
-            headers=request.headers,
+            headers=headers,
             preload_content=not request.stream_output,
         )
         kept = response.status >= 300 or not request.stream_output

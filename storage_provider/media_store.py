@@ -313,7 +313,8 @@ class MediaStore:
     def temporary_file(self) -> TemporaryFile:
         """A new file that has no place in the store yet."""
         with self.directory((OWN_DIRECTORY, "tmp"), make=True) as directory:
-            return TemporaryFile(self, *_locked_file(directory))
+            file, name = _locked_file(directory)
+            return TemporaryFile(self, file, name, os.dup(directory))
 
     def remove_stale_temporary_files(self) -> int:
         """Remove what a process that was killed has left behind; the number of files."""
@@ -398,11 +399,10 @@ class MediaStore:
         current = os.open(self.root, os.O_RDONLY | os.O_DIRECTORY)
         try:
             for segment in segments:
-                made = make and _make_directory(segment, current)
-                inner = open_directory(segment, current)
+                inner, is_new = _open_or_make(segment, current) if make else (open_directory(segment, current), False)
                 os.close(current)
                 current = inner
-                if made:
+                if is_new:
                     self._adopt(current)
             yield current
         finally:
@@ -423,10 +423,12 @@ class TemporaryFile:
     another one still writes. A context manager that discards it at the end; what was put in place stays.
     """
 
-    def __init__(self, store: MediaStore, file: BinaryIO, name: str) -> None:
+    def __init__(self, store: MediaStore, file: BinaryIO, name: str, directory: int) -> None:
+        """`directory` is a descriptor of where the name is, and is closed with the file."""
         self.file = file
         self._store = store
         self._name = name
+        self._directory = directory
         self._is_synced = False
 
     def sync(self, mtime: float | None = None) -> None:
@@ -467,12 +469,9 @@ class TemporaryFile:
         Raises `FileNotFoundError` where a directory has been removed since `prepare`.
         """
         *directories, name = _checked(path)
-        with (
-            self._store.directory((OWN_DIRECTORY, "tmp")) as temporary,
-            self._store.directory(directories) as parent,
-        ):
+        with self._store.directory(directories) as parent:
             try:
-                os.link(self._name, name, src_dir_fd=temporary, dst_dir_fd=parent, follow_symlinks=False)
+                os.link(self._name, name, src_dir_fd=self._directory, dst_dir_fd=parent, follow_symlinks=False)
             except FileExistsError:
                 raise FileExistsError(errno.EEXIST, "there is such a file already", path) from None
         return FileState.of(self.file)
@@ -485,13 +484,10 @@ class TemporaryFile:
         *directories, name = _checked(path)
         self.sync(mtime)
         try:
-            with (
-                self._store.directory((OWN_DIRECTORY, "tmp")) as temporary,
-                self._store.directory(directories) as parent,
-            ):
+            with self._store.directory(directories) as parent:
                 if regular_state(name, parent) != expected:
                     return None
-                os.rename(self._name, name, src_dir_fd=temporary, dst_dir_fd=parent)
+                os.rename(self._name, name, src_dir_fd=self._directory, dst_dir_fd=parent)
         except OSError as error:
             if is_nothing(error):
                 return None
@@ -502,8 +498,9 @@ class TemporaryFile:
         """Close the file, and forget what has not been put in place; may be called twice."""
         if self.file.closed:
             return
-        with contextlib.suppress(OSError), self._store.directory((OWN_DIRECTORY, "tmp")) as temporary:
-            os.unlink(self._name, dir_fd=temporary)
+        with contextlib.suppress(OSError):
+            os.unlink(self._name, dir_fd=self._directory)
+        os.close(self._directory)
         self.file.close()
 
     def __enter__(self) -> TemporaryFile:
@@ -567,12 +564,15 @@ def open_directory(name: str, parent: int) -> int:
     return os.open(name, _DIRECTORY, dir_fd=parent)
 
 
-def _make_directory(name: str, parent: int) -> bool:
-    try:
+def _open_or_make(name: str, parent: int) -> tuple[int, bool]:
+    """A descriptor of a directory, and whether it was made for that."""
+    is_new = False
+    with contextlib.suppress(FileNotFoundError):
+        return open_directory(name, parent), is_new
+    with contextlib.suppress(FileExistsError):
         os.mkdir(name, dir_fd=parent)
-    except FileExistsError:
-        return False
-    return True
+        is_new = True
+    return open_directory(name, parent), is_new
 
 
 def _lstat(name: str, parent: int) -> os.stat_result:

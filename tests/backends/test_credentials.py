@@ -48,7 +48,9 @@ def make(request: pytest.FixtureRequest) -> Iterator[Callable[..., Backend]]:
     made: list[Backend] = []
 
     def make(server: ScriptedServer, **settings: Any) -> Backend:
-        values = {"bucket": "bucket", "backend": request.param, "endpoint_url": server.endpoint, **settings}
+        values = {"bucket": "bucket", "backend": request.param, "endpoint_url": server.endpoint}
+        # A busy machine may be slow.
+        values |= {"connect_timeout": 20, "read_timeout": 60, **settings}
         made.append(open_backend(BucketSettings.parse(values)))
         return made[-1]
 

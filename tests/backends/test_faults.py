@@ -535,6 +535,14 @@ def test_put_sends_a_checksum_for_the_server_to_verify(make: Callable[..., Backe
     assert request.body == CONTENT
 
 
+def test_put_does_not_ask_whether_it_may_send(make: Callable[..., Backend]) -> None:
+    """Nobody would wait for the answer, and some proxies refuse the question."""
+    with ScriptedServer([accepted()]) as server:
+        put(make(server))
+    (request,) = server.requests
+    assert "Expect" not in request.headers
+
+
 # --- readers ---
 
 

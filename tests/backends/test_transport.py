@@ -6,6 +6,7 @@ import base64
 import io
 import socket
 import ssl
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ import pytest
 from backends import BACKENDS, BucketSettings, open_backend
 from backends.base import Backend
 from backends.errors import AccessDenied, BackendUnavailable
-from backends.transport import Deadline, environment_proxy
+from backends.transport import Deadline, _DeadlineConnection, environment_proxy
 from tests.backends.contract import assert_kept_secret
 from tests.backends.scripted_server import Behaviour, Exchange, ScriptedServer, reply, tunnel
 from tests.servers.tls import Certificates
@@ -310,17 +311,27 @@ def test_the_addresses_of_a_dead_host_do_not_add_up(
 
 def test_connecting_counts_to_the_time_of_a_call(make: Callable[..., Backend], monkeypatch: pytest.MonkeyPatch) -> None:
     clock = Clock(monkeypatch)
-    really_connect = socket.socket.connect
+    really_connect, really_send = socket.socket.connect, _DeadlineConnection.send
+    # The time that sending takes does not count, so none passes before it is over.
+    sent = threading.Semaphore(0)
 
     def connect(sock: socket.socket, address: Any) -> None:
         clock.now += 4
         really_connect(sock, address)
 
+    def send(connection: _DeadlineConnection, data: Any) -> None:
+        really_send(connection, data)
+        sent.release()
+
+    monkeypatch.setattr(_DeadlineConnection, "send", send)
+
     def slow_refusal(exchange: Exchange) -> None:
+        sent.acquire()
         clock.now += 26
         reply(503, close=True)(exchange)
 
     def slower_still(exchange: Exchange) -> None:
+        sent.acquire()
         # 30 s are over, and 4 s of connecting.
         clock.now += 2
         exchange.send(b"HTTP/1.1 200 OK\r\n")
