@@ -49,7 +49,7 @@ def _candidates(work: CachePass, plan: EvictionPlan, root: str) -> Iterator[_Can
     for path, row, file, _ in work.gently(reconcile(expected, work.store.walk_files(root))):
         if row is None or file is None or row.quarantined:
             continue
-        if file.placed_ms < work.young_since and path not in work.in_vain and plan.takes(row.used, file.state.size):
+        if file.placed_ms < work.young_since and path not in work.in_vain and plan.takes(work.used(row), file.state.size):
             yield _Candidate(path, row, file.state)
 
 
@@ -110,7 +110,7 @@ def _remove(work: CachePass, plan: EvictionPlan, proved: list[_Candidate]) -> No
     work.store.set_offloaded_before(plan.before)
     evictable = work.database.evictable([candidate.row.row for candidate in proved], plan.before)
     for path, row, state in ((each.path, each.row, each.state) for each in proved):
-        if (row.origin, row.media_id) not in evictable or work.is_accessed(row.row):
+        if (row.origin, row.media_id) not in evictable or work.used(row) >= plan.before:
             continue
         try:
             removed = work.remove(path, state)

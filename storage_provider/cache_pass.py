@@ -132,6 +132,10 @@ class CachePass:
         self._failures.forget()
         return result
 
+    def used(self, row: FileRow) -> int:
+        """When a media was used last: now, where it is being used and its row does not say so yet."""
+        return self.now if self.is_accessed(row.row) else row.used
+
     # --- the work on one file ---
 
     def is_wanted(self, row: FileRow) -> bool:

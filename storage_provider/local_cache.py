@@ -197,7 +197,7 @@ def _take_in(work: CachePass, scan: _Scan, since: int, entry: Entry) -> None:
     if row is None:
         work.report.without_row.add(size)
     elif not row.quarantined and file.placed_ms < work.young_since and path not in work.in_vain:
-        scan.ages.add(row.used, size)
+        scan.ages.add(work.used(row), size)
         if size != row.length and work.heals and len(scan.damaged) < _DAMAGED_FILES_IN_A_PASS:
             scan.damaged.append(DamagedFile(path, row, file.state))
 

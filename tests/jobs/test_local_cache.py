@@ -190,6 +190,17 @@ def test_media_that_is_being_used_stays_though_its_row_does_not_say_so_yet(site:
 
 
 @on_sqlite
+def test_media_that_is_being_used_leaves_last_where_max_size_demands_it(site: CacheSite) -> None:
+    used = site.add("UsedMedia", bytes(4096), age=2 * DAY)
+    site.add("OtherMedia", bytes(4096), age=DAY)
+    site.accessed = {"UsedMedia"}
+    site.run_pass(local_cache={"max_size": 6000})
+    assert list(site.files()) == [used]
+    site.run_pass(local_cache={"max_size": 4000})
+    assert list(site.files()) == []
+
+
+@on_sqlite
 def test_eviction_moves_the_stamp_before_it_removes_anything(site: CacheSite) -> None:
     site.add("OldMedia", b"content", age=2 * DAY)
     seen: list[int | None] = []
