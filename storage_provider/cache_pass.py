@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import Protocol, TypeVar
 
@@ -40,8 +41,11 @@ _BREATH_SECONDS = 0.0001
 class Gate(Protocol):
     """Keeps away from files that somebody works on: uploads, downloads, thumbnailing."""
 
-    def unless_in_use(self, path: str, action: Callable[[], _Result]) -> _Result | None:
-        """Run `action`, which gives a file its name or takes one away; None where the path is in use."""
+    def kept_free(self, paths: Iterable[str]) -> AbstractContextManager[dict[str, FileState | None]]:
+        """Those of the paths that nobody uses, to put files there or to remove them within the block.
+
+        The state of each file that has been put there is to be noted beside its path.
+        """
 
 
 class UntilStopped(Bandwidth):
@@ -99,12 +103,16 @@ class CachePass:
             raise Stopped
 
     def result(self, path: str, future: Future[_Result]) -> _Result | None:
-        """What came of the work on a file; None where nothing did, after that has been noted.
+        """What came of the work that a thread did on a file, as `outcome`."""
+        return self.outcome(path, future.result)
+
+    def outcome(self, path: str, work: Callable[[], _Result]) -> _Result | None:
+        """What comes of the work on a file; None where nothing does, after that has been noted.
 
         Raises `BucketFails`, and `SynapseDbError` at once.
         """
         try:
-            result = future.result()
+            result = work()
         except (Stopped, NoLongerWanted, FileExistsError):
             return None
         except ObjectNotFound:
@@ -138,37 +146,37 @@ class CachePass:
 
     # --- the work on one file ---
 
-    def is_wanted(self, row: FileRow) -> bool:
-        """Whether the database knows the media at this moment, and has not quarantined it."""
-        return bool(self.database.wanted([row.row]))
+    def fetch_anew(self, path: str, row: FileRow) -> TemporaryFile:
+        """Download an object into a file that is on the disk, and has no place in the store yet.
 
-    def fetch_anew(
-        self, path: str, row: FileRow, place: Callable[[TemporaryFile], FileState | None]
-    ) -> FileState | None:
-        """Download an object, and let `place` put it in the store; None where somebody uses the path.
-
-        Raises `Damaged` when it is not what the database says, `NoLongerWanted` when that does not
-        want it any more.
+        Raises `Damaged` when it is not what the database says.
         """
-
-        def place_if_wanted() -> FileState | None:
-            if not self.is_wanted(row):
-                raise NoLongerWanted
-            return place(temporary)
-
-        with self.store.temporary_file() as temporary:
+        temporary = self.store.temporary_file()
+        try:
             fetch(self.backend, path, temporary.file, self.bandwidth, length=row.length, sha256=row.sha256)
-            # Before anybody has to wait for the path.
             temporary.sync(self.mtime(row))
-            return self.gate.unless_in_use(path, place_if_wanted)
+        except BaseException:
+            temporary.discard()
+            raise
+        return temporary
 
     def mend(self, path: str, row: FileRow, state: FileState) -> FileState | None:
-        """Replace a damaged file by its object; None also where it has changed meanwhile."""
-        return self.fetch_anew(path, row, lambda temporary: temporary.replace(path, state, self.mtime(row)))
+        """Replace a damaged file by its object; None where somebody uses the path or it has changed meanwhile.
+
+        Raises as `fetch_anew`, and `NoLongerWanted` when the database does not want it any more.
+        """
+        with self.fetch_anew(path, row) as temporary, self.gate.kept_free([path]) as kept:
+            if path not in kept:
+                return None
+            if not self.database.wanted([row.row]):
+                raise NoLongerWanted
+            kept[path] = temporary.replace(path, state)
+            return kept[path]
 
     def remove(self, path: str, state: FileState) -> bool:
         """Remove a file unless somebody uses it or it has changed."""
-        return bool(self.gate.unless_in_use(path, lambda: self.store.remove(path, state)))
+        with self.gate.kept_free([path]) as kept:
+            return path in kept and self.store.remove(path, state)
 
     def upload_if_right(self, path: str, row: FileRow, state: FileState) -> bool:
         """Send a file that is what the database says; False where it is not."""

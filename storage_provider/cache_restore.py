@@ -4,18 +4,24 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import time
 from collections import deque
-from collections.abc import Iterator
-from concurrent.futures import Future
+from collections.abc import Callable, Iterator
+from typing import TypeVar
 
 from storage_provider.cache_pass import CachePass
 from storage_provider.cache_policy import PathMarks, space_of
-from storage_provider.media_store import MEDIA_ROOTS, FileState
+from storage_provider.media_store import MEDIA_ROOTS, FileState, TemporaryFile
 from storage_provider.reconcile import ExpectedFile, expected_files
 from storage_provider.transfers import run_at_once
 
 # With less room than that, no further files are looked for that might fit.
 _TOO_LITTLE = 1 << 20
+
+# So long a file that is fetched may wait for others that get their places together with it.
+_LONGEST_WAIT_SECONDS = 0.1
+
+_Result = TypeVar("_Result")
 
 
 class DiskIsFull(Exception):
@@ -30,11 +36,16 @@ class Restore:
         self._work = work
         self._missing = missing
         self._batch = batch
+        # Of those, so many are fetched while the others wait for their places.
+        self._half = max(batch // 2, 1)
         self._on_disk = on_disk
         self._under_way = 0
         self._is_over = False
-        self._placed: deque[tuple[ExpectedFile, FileState]] = deque()
-        """What the threads have put there, and nobody has looked at since."""
+        self._fetched: deque[tuple[ExpectedFile, TemporaryFile]] = deque()
+        """What the threads have brought, and what waits for its place."""
+        self._place_at = 0.0
+        self._placed: list[tuple[ExpectedFile, FileState]] = []
+        """What was put there, and nobody has looked at since."""
 
     def run(self, begin: int, end: int | None) -> bool:
         """Fetch what was used in that time; False where nothing more can be fetched."""
@@ -66,51 +77,85 @@ class Restore:
         return False
 
     def _fetch_all(self, wanted: Iterator[ExpectedFile]) -> None:
-        work = self._work
-        fetched = run_at_once(work.threads, self._fetch, wanted, at_most=self._batch)
+        fetched = run_at_once(self._work.threads, self._fetch, wanted, at_most=self._half)
         try:
             with contextlib.closing(fetched):
                 for each, future in fetched:
-                    self._under_way -= space_of(each.row.length)
-                    self._note(each, future)
-                    if len(self._placed) >= self._batch:
-                        self._remove_deleted()
+                    if not self._outcome(each.path, future.result):
+                        self._under_way -= space_of(each.row.length)
+                    if len(self._fetched) >= self._half or time.monotonic() >= self._place_at:
+                        self._place_fetched()
+                self._place_fetched()
         finally:
-            # Also what was placed while the end was already being made.
+            for _, temporary in self._fetched:
+                temporary.discard()
+            # Also what was placed right before the end.
             self._remove_deleted()
 
-    def _note(self, wanted: ExpectedFile, future: Future[FileState | None]) -> None:
+    def _fetch(self, wanted: ExpectedFile) -> bool:
+        """Fetch one file, which then waits for its place; in a thread."""
+        self._work.check_stop()
+        with _telling_full_disk():
+            self._fetched.append((wanted, self._work.fetch_anew(wanted.path, wanted.row)))
+        return True
+
+    def _place_fetched(self) -> None:
+        """Give the files their places: many at once, since Synapse and its database have to be asked before."""
+        self._place_at = time.monotonic() + _LONGEST_WAIT_SECONDS
+        work = self._work
+        with contextlib.ExitStack() as opened:
+            files = {}
+            while self._fetched:
+                wanted, temporary = self._fetched.popleft()
+                files[wanted.path] = wanted, opened.enter_context(temporary)
+            with work.gate.kept_free(files) as kept:
+                known = work.database.wanted(files[path][0].row.row for path in kept)
+                for path in kept:
+                    wanted, temporary = files[path]
+                    if (wanted.row.origin, wanted.row.media_id) in known:
+                        kept[path] = self._place(wanted, temporary)
+        self._under_way -= sum(space_of(wanted.row.length) for wanted, _ in files.values())
+        if len(self._placed) >= self._batch:
+            self._remove_deleted()
+
+    def _place(self, wanted: ExpectedFile, temporary: TemporaryFile) -> FileState | None:
+        def place() -> FileState:
+            with _telling_full_disk():
+                return temporary.place(wanted.path)
+
+        state = self._outcome(wanted.path, place)
+        if state is not None:
+            self._placed.append((wanted, state))
+            self._on_disk += space_of(state.size)
+            self._work.report.restored.add(space_of(state.size))
+        return state
+
+    def _outcome(self, path: str, work: Callable[[], _Result]) -> _Result | None:
+        """As `CachePass.outcome`; when the disk is full this is over."""
         try:
-            state = self._work.result(wanted.path, future)
+            return self._work.outcome(path, work)
         except DiskIsFull:
             self._work.report.limited_by = "full disk"
             self._is_over = True
-            return
-        if state is not None:
-            self._on_disk += space_of(state.size)
-            self._work.report.restored.add(space_of(state.size))
-
-    def _fetch(self, wanted: ExpectedFile) -> FileState | None:
-        """Fetch one file; None where somebody is using its path."""
-        work, path, row = self._work, wanted.path, wanted.row
-        work.check_stop()
-        try:
-            state = work.fetch_anew(path, row, lambda temporary: temporary.place(path, work.mtime(row)))
-        except OSError as error:
-            if error.errno in (errno.ENOSPC, errno.EDQUOT):
-                raise DiskIsFull from error
-            raise
-        if state is not None:
-            self._placed.append((wanted, state))
-        return state
+            return None
 
     def _remove_deleted(self) -> None:
         """Take back what Synapse was deleting in the moment in which it was put there.
 
         It removes the file before the row, so that the row may still be there right before a file is placed.
         """
-        placed = [self._placed.popleft() for _ in range(len(self._placed))]
+        placed, self._placed = self._placed, []
         present = self._work.database.present(each.row.row for each, _ in placed)
         for each, state in placed:
             if (each.row.origin, each.row.media_id) not in present:
                 self._work.remove(each.path, state)
+
+
+@contextlib.contextmanager
+def _telling_full_disk() -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise DiskIsFull from error
+        raise

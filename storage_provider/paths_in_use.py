@@ -5,16 +5,13 @@ from __future__ import annotations
 import contextlib
 import threading
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future
-from typing import TypeVar
 
 from twisted.internet.interfaces import IReactorFromThreads
 
 from storage_provider.media_store import FileState
 from storage_provider.signals import Signal
-
-Result = TypeVar("Result")
 
 
 class PathsInUse:
@@ -25,7 +22,7 @@ class PathsInUse:
     from the moment that Synapse asks for it until it has taken or left the answer, and as long as it
     is being uploaded; nobody gives it to a file or takes it away then.
 
-    Everything but `unless_in_use` belongs to the reactor's thread.
+    Everything but `kept_free` belongs to the reactor's thread.
     """
 
     def __init__(self, reactor: IReactorFromThreads, on_free: Callable[[str], None]) -> None:
@@ -34,7 +31,7 @@ class PathsInUse:
         self._on_free = on_free
         self._users: Counter[str] = Counter()
         self._changes: dict[str, _Change] = {}
-        self._questions: set[Future[bool]] = set()
+        self._questions: set[Future[list[str]]] = set()
         self._lock = threading.Lock()
         self._is_closed = False
 
@@ -76,20 +73,19 @@ class PathsInUse:
         """Whether a file may be put there in this turn of the reactor."""
         return path not in self._users and path not in self._changes
 
-    def unless_in_use(self, path: str, action: Callable[[], Result]) -> Result | None:
-        """Let `action`, which puts a file at a path or removes it, run unless the path is in use (then None).
+    @contextlib.contextmanager
+    def kept_free(self, paths: Iterable[str]) -> Iterator[dict[str, FileState | None]]:
+        """Those of the paths that nobody uses, to put files there or to remove them within the block.
 
-        For threads of the background; blocks them until the reactor has answered.
+        The state of each file that has been put there is to be noted beside its path. For threads of
+        the background; blocks them until the reactor has answered.
         """
-        if not self._ask(lambda: self._begin_change(path)):
-            return None
-        result: Result | None = None
+        kept: dict[str, FileState | None] = dict.fromkeys(self._ask(lambda: self._begin_changes(paths)))
         try:
-            result = action()
+            yield kept
         finally:
-            placed = result if isinstance(result, FileState) else None
-            self._reactor.callFromThread(self._end_change, path, placed)
-        return result
+            if kept:
+                self._reactor.callFromThread(self._end_changes, kept)
 
     def close(self) -> None:
         """Let nobody wait for an answer that the reactor, which is stopping, will not give."""
@@ -97,27 +93,27 @@ class PathsInUse:
             self._is_closed = True
             questions, self._questions = self._questions, set()
         for question in questions:
-            question.set_result(False)
+            question.set_result([])
 
-    def _begin_change(self, path: str) -> bool:
-        if not self.is_free(path):
-            return False
-        self._changes[path] = _Change()
-        return True
+    def _begin_changes(self, paths: Iterable[str]) -> list[str]:
+        free = [path for path in paths if self.is_free(path)]
+        self._changes.update((path, _Change()) for path in free)
+        return free
 
-    def _end_change(self, path: str, placed: FileState | None) -> None:
-        change = self._changes.pop(path)
-        change.placed = placed
-        change.ended.fire()
-        if path not in self._users:
-            self._on_free(path)
+    def _end_changes(self, kept: Mapping[str, FileState | None]) -> None:
+        for path, placed in kept.items():
+            change = self._changes.pop(path)
+            change.placed = placed
+            change.ended.fire()
+            if path not in self._users:
+                self._on_free(path)
 
-    def _ask(self, question: Callable[[], bool]) -> bool:
-        """The answer of the reactor's thread; False once it stops."""
-        answer: Future[bool] = Future()
+    def _ask(self, question: Callable[[], list[str]]) -> list[str]:
+        """The answer of the reactor's thread; nothing once it stops."""
+        answer: Future[list[str]] = Future()
         with self._lock:
             if self._is_closed:
-                return False
+                return []
             self._questions.add(answer)
 
         def give_answer() -> None:

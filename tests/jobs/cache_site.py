@@ -6,20 +6,18 @@ import contextlib
 import hashlib
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 from backends.base import Backend
 from storage_provider.cache_report import PassReport
 from storage_provider.local_cache import LocalCache
-from storage_provider.media_store import Media, MediaStore, content_path, thumbnail_directory
+from storage_provider.media_store import FileState, Media, MediaStore, content_path, thumbnail_directory
 from storage_provider.settings import ProviderSettings
 from storage_provider.synapse_db import connect
 from tests.jobs.conftest import SynapseDatabase
-
-T = TypeVar("T")
 
 HOUR = 3_600_000
 DAY = 24 * HOUR
@@ -28,7 +26,7 @@ THUMBNAIL = "32-32-image-png-crop"
 
 
 class OpenGate:
-    """Lets everything happen, but for what is done to paths in use; tells what it let pass."""
+    """Lets everything happen, but for what is done to paths in use; tells what was put there."""
 
     def __init__(self) -> None:
         self.in_use: set[str] = set()
@@ -36,14 +34,16 @@ class OpenGate:
         self.before: Callable[[str], object] = lambda path: None
         self.after: Callable[[str], object] = lambda path: None
 
-    def unless_in_use(self, path: str, action: Callable[[], T]) -> T | None:
-        self.before(path)
-        if path in self.in_use:
-            return None
-        result = action()
-        self.passed.append(path)
-        self.after(path)
-        return result
+    @contextlib.contextmanager
+    def kept_free(self, paths: Iterable[str]) -> Iterator[dict[str, FileState | None]]:
+        paths = list(paths)
+        for path in paths:
+            self.before(path)
+        kept: dict[str, FileState | None] = {path: None for path in paths if path not in self.in_use}
+        yield kept
+        self.passed += [path for path, placed in kept.items() if placed is not None]
+        for path in kept:
+            self.after(path)
 
 
 @dataclass

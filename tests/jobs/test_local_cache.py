@@ -15,6 +15,7 @@ from backends import open_backend
 from backends.base import Backend
 from backends.errors import AccessDenied, BackendUnavailable
 from backends.settings import BucketSettings
+from storage_provider import cache_restore
 from storage_provider.transfers import BucketFails, Stopped
 from tests.jobs.cache_site import DAY, HOUR, THUMBNAIL, CacheSite, OpenGate
 from tests.jobs.conftest import SynapseDatabase
@@ -250,6 +251,50 @@ def test_what_is_deleted_while_it_gets_its_name_is_removed_again(site: CacheSite
     site.gate.after = lambda path: site.execute("DELETE FROM local_media_repository")
     site.run_pass()
     assert site.files() == {}
+
+
+@on_sqlite
+def test_of_files_that_get_their_places_together_each_is_judged_alone(site: CacheSite) -> None:
+    site.store.set_offloaded_before(0)
+    paths = [site.add(f"{index}Media", bytes([index]), on_disk=False) for index in range(5)]
+    site.gate.in_use.add(paths[0])
+
+    def disturb(path: str) -> None:
+        site.execute("DELETE FROM local_media_repository WHERE media_id = '1Media'")
+        site.execute("UPDATE local_media_repository SET quarantined_by = '@a:a.org' WHERE media_id = '2Media'")
+        site.write(paths[3], b"somebody else's")
+
+    site.gate.before = disturb
+    report = site.run_pass()
+    assert site.files() == {paths[3]: b"somebody else's", paths[4]: b"\4"}
+    assert (report.restored.files, report.failed.count) == (1, 0)
+    assert temporary_files(site) == []
+
+
+@on_sqlite
+def test_what_waits_for_its_place_goes_when_the_pass_breaks_off(
+    site: CacheSite, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cache_restore, "_LONGEST_WAIT_SECONDS", 3600)
+    site.store.set_offloaded_before(0)
+    for index in range(40):
+        site.add(f"{index:02}Media", b"content", on_disk=False)
+    seen: list[int] = []
+
+    def fail_later(operation: str, key: str) -> None:
+        seen.append(len(temporary_files(site)))
+        if len(seen) > 10:
+            raise BackendUnavailable("away", operation=operation, key=key)
+
+    bucket(site).before = fail_later
+    with pytest.raises(BucketFails):
+        site.run_pass(auto_restore_batch_size=1000)
+    assert max(seen) > 5
+    assert temporary_files(site) == []
+
+
+def temporary_files(site: CacheSite) -> list[Path]:
+    return list((site.root / ".s3_storage_provider" / "tmp").glob("*"))
 
 
 @on_each_database

@@ -442,14 +442,14 @@ def test_a_file_that_the_background_puts_there_while_synapse_asks_is_taken_away(
     # Synapse has seen nothing there, and may open the path for writing: that would empty what others read.
     world.bucket.objects[PATH] = LARGE
     paths = world.downloads.paths
-    assert paths._begin_change(PATH)
+    assert paths._begin_changes([PATH]) == [PATH]
     fetching = world.begin_fetch()
     with world.store.create(PATH) as file:
         file.write(LARGE)
     placed = world.store.state(PATH)
     assert not fetching.called
     assert world.bucket.opened == []
-    paths._end_change(PATH, placed)
+    paths._end_changes({PATH: placed})
     world.work()
     assert now(fetching) is not None
     assert not world.file.exists()
@@ -458,11 +458,11 @@ def test_a_file_that_the_background_puts_there_while_synapse_asks_is_taken_away(
 def test_a_change_that_puts_nothing_there_only_lets_synapse_wait(world: World) -> None:
     world.bucket.objects[PATH] = SMALL
     paths = world.downloads.paths
-    assert paths._begin_change(PATH)
+    assert paths._begin_changes([PATH]) == [PATH]
     fetching = world.begin_fetch()
     world.work()
     assert not fetching.called
-    paths._end_change(PATH, None)
+    paths._end_changes({PATH: None})
     world.work()
     source = now(fetching)
     assert source is not None

@@ -39,6 +39,16 @@ class Reactor:
             call()
 
 
+def unless_in_use(paths: PathsInUse, path: str, action: Callable[[], Any]) -> Any:
+    """What comes of a change; None where the path is in use."""
+    with paths.kept_free([path]) as kept:
+        if path not in kept:
+            return None
+        result = action()
+        kept[path] = result if isinstance(result, FileState) else None
+        return result
+
+
 class World:
     def __init__(self) -> None:
         self.reactor = Reactor()
@@ -53,7 +63,7 @@ class World:
             begun.append(True)
             return action()
 
-        changing = Task(lambda: self.paths.unless_in_use(path, act))
+        changing = Task(lambda: unless_in_use(self.paths, path, act))
         self.reactor.turn()
         result = changing.result()
         if begun:
@@ -69,7 +79,7 @@ class World:
             assert end.wait(PATIENCE)
             return result
 
-        changing = Task(lambda: self.paths.unless_in_use(path, act))
+        changing = Task(lambda: unless_in_use(self.paths, path, act))
         self.reactor.turn()
         assert begun.wait(PATIENCE)
         return changing, end
@@ -131,7 +141,7 @@ def test_nothing_is_done_to_a_path_that_is_in_use(world: World) -> None:
 def test_two_changes_of_one_path_are_not_made_at_once(world: World) -> None:
     changing, end = world.held_change(PATH)
     assert not world.paths.is_free(PATH)
-    second = Task(lambda: world.paths.unless_in_use(PATH, lambda: "done"))
+    second = Task(lambda: unless_in_use(world.paths, PATH, lambda: "done"))
     world.reactor.turn()
     assert second.result() is None
     end.set()
@@ -139,6 +149,22 @@ def test_two_changes_of_one_path_are_not_made_at_once(world: World) -> None:
     world.reactor.turn()
     assert world.paths.is_free(PATH)
     assert world.freed == [PATH]
+
+
+def test_of_many_paths_those_are_left_out_that_are_in_use(world: World) -> None:
+    def change() -> list[str]:
+        with world.paths.kept_free([OTHER, PATH]) as kept:
+            kept[PATH] = STATE
+            return list(kept)
+
+    with world.paths.used(OTHER):
+        changing = Task(change)
+        world.reactor.turn()
+        assert changing.result() == [PATH]
+        waiting = waiting_for_change(world, PATH)
+        world.reactor.turn()
+        assert result_of(waiting) == STATE
+        assert world.freed == [PATH]
 
 
 def test_who_uses_a_path_meanwhile_learns_what_was_put_there_when_it_is_there(world: World) -> None:
@@ -174,7 +200,7 @@ def test_a_change_that_fails_leaves_the_path_free(world: World) -> None:
     def fail() -> None:
         raise OSError("no")
 
-    changing = Task(lambda: world.paths.unless_in_use(PATH, fail))
+    changing = Task(lambda: unless_in_use(world.paths, PATH, fail))
     world.reactor.turn()
     with pytest.raises(OSError, match="no"):
         changing.result()
@@ -185,12 +211,12 @@ def test_a_change_that_fails_leaves_the_path_free(world: World) -> None:
 
 def test_at_the_end_nobody_waits_for_an_answer_and_nothing_more_is_changed(world: World) -> None:
     actions: list[str] = []
-    asking = [Task(lambda: world.paths.unless_in_use(PATH, lambda: actions.append("done"))) for _ in range(3)]
+    asking = [Task(lambda: unless_in_use(world.paths, PATH, lambda: actions.append("done"))) for _ in range(3)]
     with world.reactor._called:
         assert world.reactor._called.wait_for(lambda: len(world.reactor._calls) == 3, PATIENCE)
     world.paths.close()
     assert [each.result() for each in asking] == [None] * 3
-    assert world.paths.unless_in_use(PATH, lambda: actions.append("done")) is None
+    assert unless_in_use(world.paths, PATH, lambda: actions.append("done")) is None
     # What was asked before the end is not begun after it either.
     world.reactor.turn()
     assert world.paths.is_free(PATH)
