@@ -49,7 +49,11 @@ def _candidates(work: CachePass, plan: EvictionPlan, root: str) -> Iterator[_Can
     for path, row, file, _ in work.gently(reconcile(expected, work.store.walk_files(root))):
         if row is None or file is None or row.quarantined:
             continue
-        if file.placed_ms < work.young_since and path not in work.in_vain and plan.takes(work.used(row), file.state.size):
+        if (
+            file.placed_ms < work.young_since
+            and path not in work.in_vain
+            and plan.takes(work.used(row), file.state.size)
+        ):
             yield _Candidate(path, row, file.state)
 
 

@@ -314,7 +314,7 @@ class MediaStore:
         """A new file that has no place in the store yet."""
         with self.directory((OWN_DIRECTORY, "tmp"), make=True) as directory:
             file, name = _locked_file(directory)
-            return TemporaryFile(self, file, name, os.dup(directory))
+            return TemporaryFile(self, file, os.dup(directory), name)
 
     def remove_stale_temporary_files(self) -> int:
         """Remove what a process that was killed has left behind; the number of files."""
@@ -399,10 +399,17 @@ class MediaStore:
         current = os.open(self.root, os.O_RDONLY | os.O_DIRECTORY)
         try:
             for segment in segments:
-                inner, is_new = _open_or_make(segment, current) if make else (open_directory(segment, current), False)
+                made = False
+                try:
+                    inner = open_directory(segment, current)
+                except FileNotFoundError:
+                    if not make:
+                        raise
+                    made = _make_directory(segment, current)
+                    inner = open_directory(segment, current)
                 os.close(current)
                 current = inner
-                if is_new:
+                if made:
                     self._adopt(current)
             yield current
         finally:
@@ -423,12 +430,12 @@ class TemporaryFile:
     another one still writes. A context manager that discards it at the end; what was put in place stays.
     """
 
-    def __init__(self, store: MediaStore, file: BinaryIO, name: str, directory: int) -> None:
-        """`directory` is a descriptor of where the name is, and is closed with the file."""
+    def __init__(self, store: MediaStore, file: BinaryIO, directory: int, name: str) -> None:
+        """`directory` is the one that holds the file under that name; it is closed with the file."""
         self.file = file
         self._store = store
-        self._name = name
         self._directory = directory
+        self._name = name
         self._is_synced = False
 
     def sync(self, mtime: float | None = None) -> None:
@@ -450,10 +457,10 @@ class TemporaryFile:
 
         Raises `FileExistsError` where there is a file already. The file stays open.
         """
+        self.sync(mtime)
         for _ in range(_PLACE_ATTEMPTS):
             with contextlib.suppress(FileNotFoundError):
-                self.prepare(path, mtime)
-                return self.link(path)
+                return self._link(path, make=True)
         raise FileNotFoundError(errno.ENOENT, "its directory is removed again and again", path)
 
     def prepare(self, path: str, mtime: float | None = None) -> None:
@@ -468,8 +475,11 @@ class TemporaryFile:
 
         Raises `FileNotFoundError` where a directory has been removed since `prepare`.
         """
+        return self._link(path, make=False)
+
+    def _link(self, path: str, *, make: bool) -> FileState:
         *directories, name = _checked(path)
-        with self._store.directory(directories) as parent:
+        with self._store.directory(directories, make=make) as parent:
             try:
                 os.link(self._name, name, src_dir_fd=self._directory, dst_dir_fd=parent, follow_symlinks=False)
             except FileExistsError:
@@ -564,15 +574,12 @@ def open_directory(name: str, parent: int) -> int:
     return os.open(name, _DIRECTORY, dir_fd=parent)
 
 
-def _open_or_make(name: str, parent: int) -> tuple[int, bool]:
-    """A descriptor of a directory, and whether it was made for that."""
-    is_new = False
-    with contextlib.suppress(FileNotFoundError):
-        return open_directory(name, parent), is_new
-    with contextlib.suppress(FileExistsError):
+def _make_directory(name: str, parent: int) -> bool:
+    try:
         os.mkdir(name, dir_fd=parent)
-        is_new = True
-    return open_directory(name, parent), is_new
+    except FileExistsError:
+        return False
+    return True
 
 
 def _lstat(name: str, parent: int) -> os.stat_result:

@@ -232,8 +232,10 @@ def fetch(
         size = reader.info.size
         if length is not None and size != length:
             raise Damaged(f"the object has {size} bytes, the database says {length}")
+        is_begun = False
         while chunk := reader.read(_CHUNK):
-            bandwidth.spend(len(chunk), is_begun=target.tell() > 0)
+            bandwidth.spend(len(chunk), is_begun=is_begun)
+            is_begun = True
             digest.update(chunk)
             target.write(chunk)
     if sha256 is not None and digest.hexdigest() != sha256:

@@ -45,9 +45,8 @@ class Contestant:
     def restart(self) -> None:
         """Begin as a new process with an empty disk."""
         self.end()
-        self.clean_up()
-        shutil.rmtree(self.homeserver.media_store, ignore_errors=True)
-        self.homeserver.media_store.mkdir(parents=True)
+        self.homeserver.media_store.mkdir(parents=True, exist_ok=True)
+        lose_files(self.homeserver.media_store)
         self.homeserver.start()
 
     def end(self) -> None:
@@ -57,14 +56,8 @@ class Contestant:
         self.homeserver.stop()
 
     def wipe(self) -> None:
-        """Lose the local files while Synapse runs, so that the provider is asked for them; `clean_up` frees their space.
-
-        Not at once: for some seconds after many deletions, ext4 takes longer to make files.
-        """
-        lost = Path(tempfile.mkdtemp(prefix=_LOST, dir=self.homeserver.directory))
-        for path in self.homeserver.media_store.iterdir():
-            if path.name != _OWN_DIRECTORY:
-                path.rename(lost / path.name)
+        """Lose the local files while Synapse runs, so that the provider is asked for them; `clean_up` frees their space."""
+        lose_files(self.homeserver.media_store, but=_OWN_DIRECTORY)
         # What was written before is not to be written meanwhile.
         os.sync()
 
@@ -127,6 +120,17 @@ class Contestant:
 
     def _proc(self, name: str) -> Path:
         return Path(f"/proc/{self.homeserver.pid}/{name}")
+
+
+def lose_files(directory: Path, but: str | None = None) -> None:
+    """Empty a directory, of all but one name; what was in it lies beside it then.
+
+    It is not deleted: for minutes after many deletions, ext4 takes longer to make files.
+    """
+    lost = Path(tempfile.mkdtemp(prefix=_LOST, dir=directory.parent))
+    for path in directory.iterdir():
+        if path.name != but:
+            path.rename(lost / path.name)
 
 
 def ours(directory: Path, server: S3Server, bucket: str, backend: str, **config: Any) -> Contestant:

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import json
 import re
-import shutil
 import subprocess
 from pathlib import Path
 
-from tests.bench.contestant import Contestant
+from tests.bench.contestant import Contestant, lose_files
 from tests.bench.environments import PEER
 from tests.bench.served_media import MediaSet
 from tests.servers import S3Server
@@ -22,7 +21,8 @@ class RestoreFailed(Exception):
 
 def download_serially(server: S3Server, bucket: str, media: MediaSet, store: Path) -> float:
     """What users of their software do: boto3's `download_file`, one after another."""
-    _lose(store)
+    store.mkdir(parents=True, exist_ok=True)
+    lose_files(store)
     order = {
         "client": {
             "endpoint_url": server.endpoint,
@@ -52,11 +52,6 @@ def restore_in_synapse(each: Contestant, media: MediaSet) -> float:
         raise RestoreFailed(f"not all was restored, but {line}")
     _check(media, each.homeserver.media_store)
     return float(found[2])
-
-
-def _lose(store: Path) -> None:
-    shutil.rmtree(store, ignore_errors=True)
-    store.mkdir(parents=True)
 
 
 def _check(media: MediaSet, store: Path) -> None:
