@@ -1,0 +1,122 @@
+"""Which downloads stay on the disk, and what they take of its room."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import closing
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from storage_provider.known_media import KnownMedia
+from storage_provider.media_store import MediaStore
+from storage_provider.read_through import ReadThrough
+from storage_provider.settings import ProviderSettings
+from storage_provider.transfers import Digest
+from tests.jobs.conftest import SynapseDatabase
+
+SHA256 = "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855"
+DIGEST = Digest(100, SHA256)
+PATH = "local_content/ab/cd/ef"
+
+
+@dataclass
+class World:
+    """Makes what is tested, and counts how often it asked for room."""
+
+    store: MediaStore
+    known: KnownMedia
+    asked_for_room: list[bool] = field(default_factory=list)
+
+    def read_through(self, **local_cache: Any) -> ReadThrough:
+        settings = ProviderSettings.parse({"bucket": "bucket", "local_cache": {"min_free_space": 0} | local_cache})
+        return ReadThrough(settings, self.store, self.known, lambda: self.asked_for_room.append(True))
+
+
+@pytest.fixture
+def world(synapse_database: SynapseDatabase, tmp_path: Path) -> Iterator[World]:
+    synapse_database.add_local("abcdef", media_length=DIGEST.length, sha256=SHA256)
+    with closing(KnownMedia(synapse_database.arguments, lambda origin: [])) as known:
+        yield World(MediaStore(tmp_path), known)
+
+
+pytestmark = pytest.mark.parametrize("synapse_database", ["sqlite"], indirect=True)
+
+
+def test_what_the_database_knows_stays(world: World) -> None:
+    assert world.read_through().may_keep(PATH, DIGEST)
+    assert world.asked_for_room == []
+
+
+@pytest.mark.parametrize(
+    ("path", "digest"),
+    [
+        ("local_content/gh/ij/kl", DIGEST),
+        ("url_cache/ab/cd/ef", DIGEST),
+        (PATH, Digest(DIGEST.length - 1, SHA256)),
+        (PATH, Digest(DIGEST.length, "0" * 64)),
+    ],
+    ids=["unknown", "no path of media", "other length", "other content"],
+)
+def test_anything_else_does_not_stay_and_takes_no_room(world: World, path: str, digest: Digest) -> None:
+    read_through = world.read_through()
+    read_through.set_room(DIGEST.length)
+    assert not read_through.may_keep(path, digest)
+    assert world.asked_for_room == []
+    assert read_through.may_keep(PATH, DIGEST)
+
+
+def test_quarantined_media_does_not_stay(world: World, synapse_database: SynapseDatabase) -> None:
+    synapse_database.execute("UPDATE local_media_repository SET quarantined_by = '@admin:test'")
+    assert not world.read_through().may_keep(PATH, DIGEST)
+
+
+def test_nothing_stays_where_the_database_cannot_be_asked(world: World) -> None:
+    world.known.close()
+    assert not world.read_through().may_keep(PATH, DIGEST)
+
+
+def test_nothing_stays_of_what_min_free_space_is_for(world: World) -> None:
+    _, total = world.store.free_space()
+    assert not world.read_through(min_free_space=total).may_keep(PATH, DIGEST)
+    # To evict would help others than us: it is the pass that looks after the disk.
+    assert world.asked_for_room == []
+
+
+def test_without_a_limit_there_is_always_room(world: World) -> None:
+    read_through = world.read_through()
+    read_through.set_room(None)
+    assert all(read_through.may_keep(PATH, DIGEST) for _ in range(3))
+
+
+@pytest.mark.parametrize("add", [lambda each: each.may_keep(PATH, DIGEST), lambda each: each.count(DIGEST.length)])
+def test_what_is_added_takes_room_until_more_is_asked_for(world: World, add: Callable[[ReadThrough], object]) -> None:
+    read_through = world.read_through()
+    read_through.set_room(2 * DIGEST.length)
+    add(read_through)
+    assert read_through.may_keep(PATH, DIGEST)
+    assert world.asked_for_room == []
+    assert not read_through.may_keep(PATH, DIGEST)
+    assert world.asked_for_room == [True]
+    read_through.set_room(DIGEST.length)
+    assert read_through.may_keep(PATH, DIGEST)
+
+
+def test_what_was_uploaded_counts_even_where_there_is_no_room_and_asks_for_more(world: World) -> None:
+    read_through = world.read_through()
+    read_through.set_room(DIGEST.length)
+    read_through.count(2 * DIGEST.length)
+    assert world.asked_for_room == [True]
+    # It has taken more than there was.
+    assert not read_through.may_keep(PATH, Digest(0, SHA256))
+    assert not read_through.may_keep(PATH, DIGEST)
+
+
+def test_what_does_not_fit_takes_nothing(world: World) -> None:
+    read_through = world.read_through()
+    read_through.set_room(DIGEST.length - 1)
+    assert not read_through.may_keep(PATH, DIGEST)
+    read_through.count(DIGEST.length - 1)
+    assert world.asked_for_room == [True]
