@@ -11,7 +11,6 @@ import sqlite3
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -310,20 +309,6 @@ def test_media_that_is_new_on_the_disk_is_left_alone(open_site: OpenSite) -> Non
     age(site, media_id, 2 * 86_400)
     wait_for_passes(site)
     assert local_path(site, media_id).exists()
-
-
-@pytest.fixture
-def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """A disk of 16 MiB."""
-    directory = tmp_path / "disk"
-    directory.mkdir()
-    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=16m", "tmpfs", directory], capture_output=True)
-    if mounted.returncode:
-        pytest.skip("this machine allows no mount")
-    try:
-        yield directory
-    finally:
-        subprocess.run(["umount", "-l", directory], check=True)
 
 
 def test_a_full_disk_ends_the_restore_which_is_told_once_and_everything_is_served(

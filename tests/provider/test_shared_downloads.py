@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import http.client
 import os
+import shutil
+import signal
 import sqlite3
 import threading
 from collections.abc import Iterator
@@ -19,6 +22,8 @@ from tests.provider.pictures import png
 from tests.provider.site import Site, Task, eventually
 
 PICTURE = png(900, 700)
+LARGE = os.urandom(3 << 20)
+BREAK = 1_000_000
 
 
 @pytest.fixture(scope="module", params=QUICK)
@@ -109,6 +114,27 @@ def test_a_download_and_a_thumbnail_at_once_never_let_anybody_see_a_part(site: S
     assert "storage_provider" not in "".join(site.trouble())
 
 
+@pytest.mark.parametrize("order", [("download", "thumbnail"), ("thumbnail", "download")])
+def test_a_bucket_that_fails_under_a_download_and_a_thumbnail_ends_both_and_leaves_nothing(
+    site: Site, order: tuple[str, str]
+) -> None:
+    media_id = site.upload_and_lose(PICTURE, "image/png")
+    ask = {
+        "download": partial(site.homeserver.download, media_id),
+        "thumbnail": partial(site.homeserver.thumbnail, media_id, 50, 50),
+    }
+    with site.proxy.cut(at=300_000, matches=gets) as cut:
+        tasks = {name: Task(ask[name]) for name in order}
+        with pytest.raises((http.client.IncompleteRead, ConnectionResetError)):
+            tasks["download"].result()
+        assert tasks["thumbnail"].result().status >= 500
+        assert cut.hits > 1
+    eventually("nothing is left", lambda: temporary_files(site) == [])
+    assert not local_path(site, media_id).exists()
+    assert site.homeserver.download(media_id).body == PICTURE
+    assert site.homeserver.thumbnail(media_id, 50, 50).status == 200
+
+
 @pytest.mark.parametrize(
     "change",
     [
@@ -156,6 +182,47 @@ def test_with_less_than_min_free_space_nothing_stays(open_site: OpenSite) -> Non
     assert site.homeserver.download(media_id).body == content
     eventually("the download is over", lambda: temporary_files(site) == [])
     assert not local_path(site, media_id).exists()
+
+
+def test_on_a_full_disk_everything_is_served_and_nothing_is_left(open_site: OpenSite, small_disk: Path) -> None:
+    site = open_site("minio", storage={"auto_restore": False})
+    contents = {site.homeserver.upload(content): content for content in map(os.urandom, (1000, 300_000, 5 << 20))}
+    site.homeserver.wipe_media()
+    (small_disk / "filler").write_bytes(bytes(shutil.disk_usage(small_disk).free))
+    assert site.homeserver.stop() == 0
+    site.homeserver.config["media_store_path"] = str(small_disk)
+    site.homeserver.media_store = small_disk
+    site.mark_log()
+    site.homeserver.start()
+    for media_id, content in contents.items():
+        downloads = [Task(partial(site.homeserver.download, media_id)) for _ in range(5)]
+        assert all(download.result().body == content for download in downloads)
+        assert not local_path(site, media_id).exists()
+    assert temporary_files(site) == []
+    assert "Traceback" not in site.log
+
+
+def test_a_killed_process_leaves_no_part_of_a_file_and_the_next_one_removes_its_leftovers(open_site: OpenSite) -> None:
+    site = open_site("minio", storage={"auto_restore": False})
+    media_id = site.upload_and_lose(LARGE)
+    with (
+        site.proxy.hold(lambda request: gets(request) and request.offset > 0) as held,
+        site.proxy.cut(at=BREAK, matches=gets, times=1),
+    ):
+        download = Task(partial(site.homeserver.download, media_id))
+        held.wait()
+        (part,) = temporary_files(site)
+        assert 0 < part.stat().st_size <= BREAK
+        os.kill(site.homeserver.pid, signal.SIGKILL)
+        with pytest.raises((http.client.HTTPException, ConnectionError)):
+            download.result()
+    site.homeserver.stop()
+    assert not local_path(site, media_id).exists()
+    site.mark_log()
+    site.homeserver.start()
+    site.wait_for_log("Removed 1 temporary files")
+    assert temporary_files(site) == []
+    assert site.homeserver.download(media_id).body == LARGE
 
 
 @pytest.fixture
