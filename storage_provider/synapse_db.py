@@ -467,7 +467,9 @@ class _Sqlite:
                 yield from rows
 
     def close(self) -> None:
-        self._connection.close()
+        # To close it under a thread that reads from it would crash the process.
+        with self._lock:
+            self._connection.close()
 
     def _connect(self) -> sqlite3.Connection:
         with self._as_database_error():
@@ -544,8 +546,9 @@ class _Postgres:
                 yield from rows
 
     def close(self) -> None:
-        if self._connection is not None:
-            self._connection.close()
+        with self._lock:
+            if self._connection is not None:
+                self._connection.close()
 
     def _connect(self) -> PostgresConnection:
         import psycopg2  # not needed with SQLite

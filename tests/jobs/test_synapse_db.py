@@ -707,3 +707,38 @@ class TestPostgres:
 
 def test_arguments_do_not_show_the_password() -> None:
     assert PASSWORD not in repr(DatabaseArguments("psycopg2", {"password": PASSWORD}))
+
+
+# SQLite crashes where a connection is closed under a thread that reads from it; hence a process of its own.
+CLOSE_UNDER_READERS = """
+import sys, threading, time
+from storage_provider.cache_db import CachedMedia
+from storage_provider.synapse_db import DatabaseArguments, SynapseDb, SynapseDbError, connect
+
+ROWS = [CachedMedia("", f"media{number}", f"media{number}", "local") for number in range(400)]
+
+def ask(database: SynapseDb) -> None:
+    try:
+        while True:
+            database.present(ROWS)
+    except SynapseDbError:
+        pass
+
+for number in range(40):
+    database = connect(DatabaseArguments("sqlite3", {"database": sys.argv[1]}))
+    threads = [threading.Thread(target=ask, args=[database]) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    time.sleep(number % 5 / 500)
+    database.close()
+    for thread in threads:
+        thread.join()
+"""
+
+
+@on_sqlite
+def test_may_be_closed_while_threads_read_from_it(synapse_database: SynapseDatabase) -> None:
+    path = synapse_database.arguments.arguments["database"]
+    command = [sys.executable, "-c", CLOSE_UNDER_READERS, path]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "")
