@@ -179,7 +179,7 @@ class Homeserver:
                 stdout=stderr,
                 stderr=stderr,
                 cwd=self.directory,
-                env={**os.environ, "PYTHONPATH": path, **self._environment},
+                env={**os.environ, "PYTHONPATH": path, "PYTHONFAULTHANDLER": "1", **self._environment},
             )
         return self._process
 

@@ -111,7 +111,8 @@ class Site:
             return
         broken = [line for line in self.homeserver.log.splitlines() if _BROKEN_RULES.search(line)]
         if broken or status:
-            raise AssertionError(f"Synapse ended with status {status}; log: {broken}")
+            stderr = self.homeserver.stderr[-2000:]
+            raise AssertionError(f"Synapse ended with status {status}; log: {broken}; stderr: {stderr}")
 
     # --- the log ---
 
