@@ -426,13 +426,15 @@ class _Download:
         self._downloads.forget(self)
         if self._reader is not None:
             self._reader.close()
-        if self._file is None:
+        # Once: two threads at once would close what is somebody else's by then.
+        file, self._file = self._file, None
+        if file is None:
             return
         if self._placements:
             # No more than a name goes.
-            self._file.discard()
+            file.discard()
         else:
-            self._downloads.do_in_background(self._file.discard)
+            self._downloads.do_in_background(file.discard)
 
     # --- from the file into the media store ---
 

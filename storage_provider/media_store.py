@@ -505,7 +505,7 @@ class TemporaryFile:
         return FileState.of(self.file)
 
     def discard(self) -> None:
-        """Close the file, and forget what has not been put in place; may be called twice."""
+        """Close the file, and forget what has not been put in place; may be called twice, but not at once."""
         if self.file.closed:
             return
         with contextlib.suppress(OSError):
