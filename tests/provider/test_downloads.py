@@ -142,6 +142,21 @@ def world(tmp_path: Path) -> Iterator[World]:
 
 
 @pytest.fixture(autouse=True)
+def every_temporary_file_is_discarded_once(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Two threads that did it at once would close a descriptor that is somebody else's by then."""
+    discarded: list[TemporaryFile] = []
+    discard = TemporaryFile.discard
+
+    def note(file: TemporaryFile) -> None:
+        discarded.append(file)
+        discard(file)
+
+    monkeypatch.setattr(TemporaryFile, "discard", note)
+    yield
+    assert len(discarded) == len(set(discarded))
+
+
+@pytest.fixture(autouse=True)
 def no_log_context_is_left_behind() -> Iterator[None]:
     yield
     assert current_context() is SENTINEL_CONTEXT
