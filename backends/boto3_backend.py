@@ -15,7 +15,7 @@ from botocore.exceptions import BotoCoreError, ClientError
 from backends.credentials import AccessKey
 from backends.multipart import Part
 from backends.reader import RawBody
-from backends.s3_backend import Headers, S3Backend, content_md5
+from backends.s3_backend import Headers, S3Backend, content_md5, lowered
 
 if TYPE_CHECKING:
     from mypy_boto3_s3 import S3Client
@@ -63,6 +63,7 @@ class Boto3Backend(S3Backend["S3Client"]):
         events.register("before-send.s3", self._send)
         if not settings.is_aws:
             events.register("before-parameter-build.s3", _do_not_redirect)
+        events.register("before-parse.s3", _keep_headers)
         events.register("before-parse.s3.ListObjectsV2", _keep_listing)
         events.register("before-call.s3.DeleteObjects", _add_content_md5)
         return client
@@ -91,14 +92,14 @@ class Boto3Backend(S3Backend["S3Client"]):
     def _put_object(
         self, client: S3Client, name: str, body: bytes, content_type: str | None, metadata: Mapping[str, str]
     ) -> Headers:
-        reply = client.put_object(
+        reply: Any = client.put_object(
             Bucket=self._settings.bucket,
             Key=name,
             Body=body,
             **self._checksum(body),
             **self._new_object(content_type, metadata),
         )
-        return reply["ResponseMetadata"]["HTTPHeaders"]
+        return lowered(reply["Headers"])
 
     def _get_object(
         self, client: S3Client, name: str, offset: int, if_match: str | None, encrypted: bool
@@ -108,12 +109,12 @@ class Boto3Backend(S3Backend["S3Client"]):
             options["Range"] = f"bytes={offset}-"
         if if_match is not None:
             options["IfMatch"] = f'"{if_match}"'
-        reply = client.get_object(Bucket=self._settings.bucket, Key=name, **options, **self._sse(encrypted))
-        return reply["ResponseMetadata"]["HTTPHeaders"], reply["Body"]
+        reply: Any = client.get_object(Bucket=self._settings.bucket, Key=name, **options, **self._sse(encrypted))
+        return lowered(reply["Headers"]), reply["Body"]
 
     def _head_object(self, client: S3Client, name: str, encrypted: bool) -> Headers:
-        reply = client.head_object(Bucket=self._settings.bucket, Key=name, **self._sse(encrypted))
-        return reply["ResponseMetadata"]["HTTPHeaders"]
+        reply: Any = client.head_object(Bucket=self._settings.bucket, Key=name, **self._sse(encrypted))
+        return lowered(reply["Headers"])
 
     def _list_page(self, client: S3Client, query: Mapping[str, str]) -> bytes:
         options: dict[str, Any] = {
@@ -144,7 +145,7 @@ class Boto3Backend(S3Backend["S3Client"]):
         return reply["UploadId"]
 
     def _upload_part(self, client: S3Client, name: str, upload_id: str, number: int, body: bytes) -> Headers:
-        reply = client.upload_part(
+        reply: Any = client.upload_part(
             Bucket=self._settings.bucket,
             Key=name,
             UploadId=upload_id,
@@ -153,7 +154,7 @@ class Boto3Backend(S3Backend["S3Client"]):
             **self._checksum(body),
             **self._sse(True),
         )
-        return reply["ResponseMetadata"]["HTTPHeaders"]
+        return lowered(reply["Headers"])
 
     def _complete_multipart_upload(self, client: S3Client, name: str, upload_id: str, parts: Sequence[Part]) -> str:
         reply = client.complete_multipart_upload(
@@ -192,6 +193,13 @@ class _KeptBody(io.BytesIO):
 
     def stream(self, _amt: int = 0, decode_content: bool = False) -> Iterator[bytes]:
         yield self.read()
+
+
+def _keep_headers(response_dict: dict[str, Any], customized_response_dict: dict[str, Any], **_: Any) -> None:
+    """Hand the headers over unparsed: to look for forty of them takes botocore longer than to sign the request."""
+    if response_dict["status_code"] < 300:
+        customized_response_dict["Headers"] = response_dict["headers"]
+        response_dict["headers"] = {}
 
 
 def _keep_listing(response_dict: dict[str, Any], customized_response_dict: dict[str, Any], **_: Any) -> None:

@@ -29,7 +29,7 @@ from backends.credentials import AccessKey
 from backends.errors import SettingsError
 from backends.multipart import Part
 from backends.reader import RawBody
-from backends.s3_backend import Headers, S3Backend, content_md5
+from backends.s3_backend import Headers, S3Backend, content_md5, lowered
 
 # The address of the EC2 metadata service answers at once or not at all.
 _METADATA_TIMEOUT = urllib3.Timeout(connect=1, read=5)
@@ -75,7 +75,7 @@ class MinioBackend(S3Backend[Minio]):
         if if_match is not None:
             headers["If-Match"] = f'"{if_match}"'
         response = client._execute("GET", self._settings.bucket, name, headers=dict(headers), preload_content=False)
-        return _lower(response.headers), response
+        return lowered(response.headers), response
 
     def _head_object(self, client: Minio, name: str, encrypted: bool) -> Headers:
         return self._send(client, "HEAD", name, self._sse(encrypted))
@@ -128,7 +128,7 @@ class MinioBackend(S3Backend[Minio]):
             headers=dict(headers),
             query_params=dict(query) if query else None,
         )
-        return _lower(response.headers)
+        return lowered(response.headers)
 
     def _checksum(self, body: bytes) -> dict[str, str]:
         return {} if self._signs_bodies else {"Content-MD5": content_md5(body)}
@@ -163,7 +163,3 @@ def _default_region(is_aws: bool) -> str | None:
     if not is_aws:
         return "us-east-1"
     return os.environ.get("AWS_REGION") or os.environ.get("AWS_DEFAULT_REGION")
-
-
-def _lower(headers: Mapping[str, str]) -> Headers:
-    return {name.lower(): value for name, value in headers.items()}

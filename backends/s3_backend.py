@@ -490,6 +490,11 @@ def content_md5(body: bytes) -> str:
     return base64.b64encode(hashlib.md5(body, usedforsecurity=False).digest()).decode()
 
 
+def lowered(headers: Mapping[str, str]) -> Headers:
+    """The headers of an answer as a backend gives them."""
+    return {name.lower(): value for name, value in headers.items()}
+
+
 def _checked_metadata(metadata: Mapping[str, str] | None) -> dict[str, str]:
     checked = {name.lower(): value for name, value in (metadata or {}).items()}
     for text in itertools.chain(checked, checked.values()):

@@ -38,6 +38,12 @@ from backends.xml import parse_error
 # a fast line. In slices of this size it is enough that something moves.
 _SEND_BYTES = 64 << 10
 
+# Room for the headers and all of a small object at once.
+_RECEIVE_BYTES = 64 << 10
+
+# How much longer than it should a socket may wait.
+_TOLERANCE = 1.02
+
 
 class Deadline:
     """The moment by which something must have happened."""
@@ -101,12 +107,22 @@ class _DeadlineStream(io.RawIOBase):
     def readinto(self, buffer: Any) -> int:
         if self._deadline.passed:
             raise TimeoutError("timed out")
-        self._sock.settimeout(self._deadline.remaining())
+        _set_timeout(self._sock, self._deadline.remaining())
         return cast(int, self._raw.readinto(buffer))
 
     def close(self) -> None:
         self._raw.close()
         super().close()
+
+
+def _set_timeout(sock: socket.socket, seconds: float) -> None:
+    """Let the socket wait for so long, or a little longer where it would do that already.
+
+    To change it is a system call, at which threads may pass Python's lock on, which takes longer than to receive something.
+    """
+    current = sock.gettimeout()
+    if current is None or not seconds <= current <= seconds * _TOLERANCE:
+        sock.settimeout(seconds)
 
 
 class _DeadlineSocket:
@@ -118,7 +134,7 @@ class _DeadlineSocket:
 
     def makefile(self, mode: str) -> io.BufferedReader:
         raw = self._sock.makefile(mode, buffering=0)  # type: ignore[call-overload]
-        return io.BufferedReader(_DeadlineStream(raw, self._sock, self._deadline))
+        return io.BufferedReader(_DeadlineStream(raw, self._sock, self._deadline), _RECEIVE_BYTES)
 
 
 class _OpenSockets:
@@ -204,7 +220,7 @@ class _DeadlineConnection(HTTPConnection):
             super().send(piece)
             return
         started = time.monotonic()
-        self.sock.settimeout(deadline.remaining())
+        _set_timeout(self.sock, deadline.remaining())
         super().send(piece)
         deadline.extend(time.monotonic() - started)
 

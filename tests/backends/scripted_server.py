@@ -194,8 +194,9 @@ class ScriptedServer:
         except (OSError, ValueError):
             pass
         finally:
-            self._note(lambda: self._connections.discard(connection))
+            # In this order: who waits for its end may send at once, and must not meet it half closed.
             connection.close()
+            self._note(lambda: self._connections.discard(connection))
 
     def _answer(self, connection: socket.socket) -> bool:
         # Unbuffered: what follows the head is left to whoever reads on, a tunnel for instance.
