@@ -147,14 +147,14 @@ class CachePass:
     # --- the work on one file ---
 
     def fetch_anew(self, path: str, row: FileRow) -> TemporaryFile:
-        """Download an object into a file that is on the disk, and has no place in the store yet.
+        """Download an object into a file that is finished, and has no place in the store yet.
 
         Raises `Damaged` when it is not what the database says.
         """
-        temporary = self.store.temporary_file()
+        temporary = self.store.temporary_file(path)
         try:
             fetch(self.backend, path, temporary.file, self.bandwidth, length=row.length, sha256=row.sha256)
-            temporary.sync(self.mtime(row))
+            temporary.finish(self.mtime(row))
         except BaseException:
             temporary.discard()
             raise

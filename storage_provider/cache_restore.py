@@ -104,19 +104,28 @@ class Restore:
         self._place_at = time.monotonic() + _LONGEST_WAIT_SECONDS
         work = self._work
         with contextlib.ExitStack() as opened:
-            files = {}
+            fetched = []
             while self._fetched:
                 wanted, temporary = self._fetched.popleft()
-                files[wanted.path] = wanted, opened.enter_context(temporary)
+                fetched.append((wanted, opened.enter_context(temporary)))
+            files = {wanted.path: (wanted, temporary) for wanted, temporary in fetched if self._sync(wanted, temporary)}
             with work.gate.kept_free(files) as kept:
                 known = work.database.wanted(files[path][0].row.row for path in kept)
                 for path in kept:
                     wanted, temporary = files[path]
                     if (wanted.row.origin, wanted.row.media_id) in known:
                         kept[path] = self._place(wanted, temporary)
-        self._under_way -= sum(space_of(wanted.row.length) for wanted, _ in files.values())
+        self._under_way -= sum(space_of(wanted.row.length) for wanted, _ in fetched)
         if len(self._placed) >= self._batch:
             self._remove_deleted()
+
+    def _sync(self, wanted: ExpectedFile, temporary: TemporaryFile) -> bool:
+        def sync() -> bool:
+            with _telling_full_disk():
+                temporary.sync()
+            return True
+
+        return self._outcome(wanted.path, sync) is not None
 
     def _place(self, wanted: ExpectedFile, temporary: TemporaryFile) -> FileState | None:
         def place() -> FileState:

@@ -344,7 +344,7 @@ class _Download:
         store = self._downloads.store
         try:
             free, _ = store.free_space()
-            return store.temporary_file() if free >= size + _RESERVE_BYTES else None
+            return store.temporary_file(self.path) if free >= size + _RESERVE_BYTES else None
         except OSError as error:
             logger.debug("There is no room in %s: %s", store.root, error)
             return None
@@ -461,7 +461,7 @@ class _Download:
         return True
 
     def _write_file(self, content: bytes) -> TemporaryFile:
-        file = self._downloads.store.temporary_file()
+        file = self._downloads.store.temporary_file(self.path)
         try:
             _write_all(file.file.fileno(), content, 0)
         except BaseException:

@@ -15,7 +15,9 @@ import re
 import stat
 import uuid
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from types import TracebackType
 from typing import BinaryIO, NamedTuple, TypeVar
@@ -306,15 +308,39 @@ class MediaStore:
         Raises `FileExistsError` where there is a file already: it never replaces one.
         """
         _checked(path)
-        with self.temporary_file() as temporary:
+        with self.temporary_file(path) as temporary:
             yield temporary.file
             temporary.place(path, mtime)
 
-    def temporary_file(self) -> TemporaryFile:
-        """A new file that has no place in the store yet."""
-        with self.directory((OWN_DIRECTORY, "tmp"), make=True) as directory:
+    def temporary_file(self, path: str) -> TemporaryFile:
+        """A new file for a path, which has no place in the store yet.
+
+        Where the system can do that, it has no name until then, and is on the disk of the directory that it is for,
+        should another one be mounted there.
+        """
+        media_root, *_ = _checked(path)
+        if self._names_files_late:
+            with contextlib.suppress(OSError), self.directory((media_root,), make=True) as directory:
+                return TemporaryFile(self, _nameless_file(directory), None)
+        with self.temporary_directory() as directory:
             file, name = _locked_file(directory)
-            return TemporaryFile(self, file, os.dup(directory), name)
+            return TemporaryFile(self, file, _Name(os.dup(directory), name))
+
+    def temporary_directory(self) -> AbstractContextManager[int]:
+        """A descriptor of the directory for files that have no place in the store yet, and need a name."""
+        return self.directory((OWN_DIRECTORY, "tmp"), make=True)
+
+    @cached_property
+    def _names_files_late(self) -> bool:
+        """Whether files can be made here without a name and get one later: not on NFS, nor without /proc."""
+        name = _temporary_name()
+        try:
+            with self.temporary_directory() as directory, _nameless_file(directory) as file:
+                _give_name(file, name, directory)
+                os.unlink(name, dir_fd=directory)
+        except (OSError, AttributeError):
+            return False
+        return True
 
     def remove_stale_temporary_files(self) -> int:
         """Remove what a process that was killed has left behind; the number of files."""
@@ -416,48 +442,73 @@ class MediaStore:
             os.close(current)
 
     def _adopt(self, descriptor: int) -> None:
-        # The command line is often run as root, and Synapse could not write into what root creates.
-        if os.geteuid() == 0:
-            owner = self.root.stat()
+        if self._adopter is not None:
             with contextlib.suppress(PermissionError):  # as NFS answers
-                os.fchown(descriptor, owner.st_uid, owner.st_gid)
+                os.fchown(descriptor, *self._adopter)
+
+    @cached_property
+    def _adopter(self) -> tuple[int, int] | None:
+        """User and group of the store, for root alone: Synapse could not write into what root creates."""
+        if os.geteuid() != 0:
+            return None
+        owner = self.root.stat()
+        return owner.st_uid, owner.st_gid
+
+
+class _Name(NamedTuple):
+    """A name, and a descriptor of the directory that has it, which whoever holds this closes."""
+
+    directory: int
+    name: str
 
 
 class TemporaryFile:
     """A file that becomes a part of the store when it is whole, or nothing at all.
 
-    It is locked while it is open, so that what a killed process leaves behind can be told from what
-    another one still writes. A context manager that discards it at the end; what was put in place stays.
+    As long as it has a temporary name it is locked, so that what a killed process leaves behind can be told
+    from what another one still writes. A context manager that discards it at the end; what was put in place
+    stays.
     """
 
-    def __init__(self, store: MediaStore, file: BinaryIO, directory: int, name: str) -> None:
-        """`directory` is the one that holds the file under that name; it is closed with the file."""
+    def __init__(self, store: MediaStore, file: BinaryIO, name: _Name | None) -> None:
         self.file = file
         self._store = store
-        self._directory = directory
         self._name = name
+        self._is_finished = False
         self._is_synced = False
 
-    def sync(self, mtime: float | None = None) -> None:
-        """Bring all of it to the disk, once: nothing may be written later.
+    def finish(self, mtime: float | None = None) -> None:
+        """Take it for whole, and let the system begin to bring it to the disk: nothing may be written later.
 
         What root creates belongs to the owner of the store then.
         """
-        if self._is_synced:
+        if self._is_finished:
             return
         self.file.flush()
         if mtime is not None:
             os.utime(self.file.fileno(), (mtime, mtime))
-        os.fsync(self.file.fileno())
         self._store._adopt(self.file.fileno())
-        self._is_synced = True
+        _begin_to_write(self.file.fileno())
+        self._is_finished = True
+
+    def sync(self) -> None:
+        """Wait until all of it is on the disk.
+
+        Where many files were finished before, that takes little time for all but the first: the file
+        system's journal is written for all of them at once.
+        """
+        self.finish()
+        if not self._is_synced:
+            os.fsync(self.file.fileno())
+            self._is_synced = True
 
     def place(self, path: str, mtime: float | None = None) -> FileState:
         """Give the file its name in the store, after all of it is on the disk; returns its state.
 
         Raises `FileExistsError` where there is a file already. The file stays open.
         """
-        self.sync(mtime)
+        self.finish(mtime)
+        self.sync()
         for _ in range(_PLACE_ATTEMPTS):
             with contextlib.suppress(FileNotFoundError):
                 return self._link(path, make=True)
@@ -466,7 +517,8 @@ class TemporaryFile:
     def prepare(self, path: str, mtime: float | None = None) -> None:
         """Do the slow part of `place`: bring the content to the disk, and make the directories."""
         *directories, _ = _checked(path)
-        self.sync(mtime)
+        self.finish(mtime)
+        self.sync()
         with self._store.directory(directories, make=True):
             pass
 
@@ -481,7 +533,11 @@ class TemporaryFile:
         *directories, name = _checked(path)
         with self._store.directory(directories, make=make) as parent:
             try:
-                os.link(self._name, name, src_dir_fd=self._directory, dst_dir_fd=parent, follow_symlinks=False)
+                if self._name is None:
+                    _give_name(self.file, name, parent)
+                else:
+                    source, old = self._name.directory, self._name.name
+                    os.link(old, name, src_dir_fd=source, dst_dir_fd=parent, follow_symlinks=False)
             except FileExistsError:
                 raise FileExistsError(errno.EEXIST, "there is such a file already", path) from None
         return FileState.of(self.file)
@@ -492,12 +548,14 @@ class TemporaryFile:
         Whoever has the old file open goes on reading it. Otherwise as `place`.
         """
         *directories, name = _checked(path)
-        self.sync(mtime)
+        self.finish(mtime)
+        self.sync()
         try:
             with self._store.directory(directories) as parent:
                 if regular_state(name, parent) != expected:
                     return None
-                os.rename(self._name, name, src_dir_fd=self._directory, dst_dir_fd=parent)
+                temporary = self._temporary_name()
+                os.rename(temporary.name, name, src_dir_fd=temporary.directory, dst_dir_fd=parent)
         except OSError as error:
             if is_nothing(error):
                 return None
@@ -508,10 +566,20 @@ class TemporaryFile:
         """Close the file, and forget what has not been put in place; may be called twice, but not at once."""
         if self.file.closed:
             return
-        with contextlib.suppress(OSError):
-            os.unlink(self._name, dir_fd=self._directory)
-        os.close(self._directory)
+        if self._name is not None:
+            with contextlib.suppress(OSError):
+                os.unlink(self._name.name, dir_fd=self._name.directory)
+            os.close(self._name.directory)
         self.file.close()
+
+    def _temporary_name(self) -> _Name:
+        if self._name is None:
+            fcntl.flock(self.file, fcntl.LOCK_EX)
+            with self._store.temporary_directory() as directory:
+                name = _temporary_name()
+                _give_name(self.file, name, directory)
+                self._name = _Name(os.dup(directory), name)
+        return self._name
 
     def __enter__(self) -> TemporaryFile:
         return self
@@ -639,10 +707,35 @@ def _walk(directory: int, path: str, levels: tuple[int | None, ...]) -> Iterator
             os.close(inner)
 
 
+def _begin_to_write(descriptor: int) -> None:
+    """Let the system write what it holds of a file, without waiting for it, where it knows such a thing.
+
+    Linux begins to write when it is told that the pages are not needed any more (`generic_fadvise` in `mm/fadvise.c`);
+    those that are still to be written stay in memory.
+    """
+    if hasattr(os, "posix_fadvise"):
+        with contextlib.suppress(OSError):
+            os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
+
+
+def _temporary_name() -> str:
+    return f"{os.getpid()}-{uuid.uuid4().hex}"
+
+
+def _nameless_file(directory: int) -> BinaryIO:
+    """A new file without a name, on the disk of the directory; Linux only, and not on every file system."""
+    return os.fdopen(os.open(".", os.O_RDWR | os.O_TMPFILE, 0o666, dir_fd=directory), "w+b")
+
+
+def _give_name(file: BinaryIO, name: str, directory: int) -> None:
+    """Give a file without a name one: https://man7.org/linux/man-pages/man2/open.2.html, under O_TMPFILE."""
+    os.link(f"/proc/self/fd/{file.fileno()}", name, dst_dir_fd=directory, follow_symlinks=True)
+
+
 def _locked_file(directory: int) -> tuple[BinaryIO, str]:
     """A new file that is locked as long as it is open, and its name."""
     while True:
-        name = f"{os.getpid()}-{uuid.uuid4().hex}"
+        name = _temporary_name()
         file = os.fdopen(os.open(name, _NEW, 0o666, dir_fd=directory), "w+b")
         try:
             # Between the two calls somebody may have taken it for a stale one.

@@ -21,6 +21,7 @@ from tests.jobs.cache_site import DAY, HOUR, THUMBNAIL, CacheSite, OpenGate
 from tests.jobs.conftest import SynapseDatabase
 from tests.jobs.memory_backend import MemoryBackend
 from tests.servers import S3Server, make_bucket
+from tests.temporary_files import temporary_files
 
 on_real_servers = pytest.mark.parametrize(
     ("s3_server", "synapse_database", "backend_name"),
@@ -268,7 +269,7 @@ def test_of_files_that_get_their_places_together_each_is_judged_alone(site: Cach
     report = site.run_pass()
     assert site.files() == {paths[3]: b"somebody else's", paths[4]: b"\4"}
     assert (report.restored.files, report.failed.count) == (1, 0)
-    assert temporary_files(site) == []
+    assert temporary_files(site.root, os.getpid()) == []
 
 
 @on_sqlite
@@ -282,7 +283,7 @@ def test_what_waits_for_its_place_goes_when_the_pass_breaks_off(
     seen: list[int] = []
 
     def fail_later(operation: str, key: str) -> None:
-        seen.append(len(temporary_files(site)))
+        seen.append(len(temporary_files(site.root, os.getpid())))
         if len(seen) > 10:
             raise BackendUnavailable("away", operation=operation, key=key)
 
@@ -290,11 +291,7 @@ def test_what_waits_for_its_place_goes_when_the_pass_breaks_off(
     with pytest.raises(BucketFails):
         site.run_pass(auto_restore_batch_size=1000)
     assert max(seen) > 5
-    assert temporary_files(site) == []
-
-
-def temporary_files(site: CacheSite) -> list[Path]:
-    return list((site.root / ".s3_storage_provider" / "tmp").glob("*"))
+    assert temporary_files(site.root, os.getpid()) == []
 
 
 @on_each_database

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import os
 import random
@@ -80,8 +81,15 @@ path_parts = (
 any_text = st.text(st.characters() | st.sampled_from("/.\0\n\ud800"), max_size=12)
 
 
+# Files that have no name until they get their place, and those that have one of their own before.
+both_ways = pytest.mark.parametrize("store", ["nameless", "named"], indirect=True)
+named = pytest.mark.parametrize("store", ["named"], indirect=True)
+
+
 @pytest.fixture
-def store(tmp_path: Path) -> MediaStore:
+def store(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> MediaStore:
+    if getattr(request, "param", None) == "named":
+        monkeypatch.delattr(os, "O_TMPFILE")
     root = tmp_path / "media_store"
     root.mkdir()
     return MediaStore(root)
@@ -486,7 +494,7 @@ class TestSymbolicLinks:
     def test_are_not_replaced_through(self, store: MediaStore, outside: Path, path: str, level: int) -> None:
         self.plant(store, outside, path, level)
         status = (outside / path).stat()
-        with store.temporary_file() as temporary:
+        with store.temporary_file(PATHS[0]) as temporary:
             temporary.file.write(b"secret")
             assert temporary.replace(path, FileState(status.st_size, status.st_mtime_ns, status.st_ino)) is None
         assert (outside / path).read_bytes() == b"not ours"
@@ -592,6 +600,7 @@ def everything_in_path(path: str) -> set[str]:
     return {"/".join(segments[: level + 1]) for level in range(len(segments))}
 
 
+@both_ways
 class TestCreating:
     @pytest.mark.parametrize("path", PATHS)
     def test_puts_a_whole_file_in_place_at_the_end(self, store: MediaStore, path: str) -> None:
@@ -615,6 +624,8 @@ class TestCreating:
         assert state_of(store, PATHS[0]).mtime_ns == 1_600_000_000_500_000_000
 
     def test_is_on_the_disk_before_it_has_its_name(self, store: MediaStore, monkeypatch: pytest.MonkeyPatch) -> None:
+        with store.create(PATHS[1]):
+            pass  # by now it knows how files get their names here
         order: list[str] = []
         fsync, link = os.fsync, os.link
 
@@ -643,7 +654,7 @@ class TestCreating:
         with pytest.raises(ZeroDivisionError), store.create(PATHS[0]) as file:
             file.write(b"x")
             raise ZeroDivisionError
-        assert everything_in(store.root) == {OWN_DIRECTORY, f"{OWN_DIRECTORY}/tmp"}
+        assert not [path for path in store.root.rglob("*") if path.is_file()]
 
     def test_by_many_at_once_lets_one_win(self, store: MediaStore) -> None:
         barrier = threading.Barrier(8)
@@ -698,20 +709,22 @@ class TestCreating:
         assert set(os.listdir("/proc/self/fd")) == before  # noqa: PTH208
 
 
+@both_ways
 class TestReplacing:
     def test_costs_one_write_to_the_disk(self, store: MediaStore, monkeypatch: pytest.MonkeyPatch) -> None:
         synced: list[int] = []
         monkeypatch.setattr(os, "fsync", synced.append)
-        with store.temporary_file() as temporary:
+        with store.temporary_file(PATHS[0]) as temporary:
             temporary.file.write(b"whole")
-            temporary.sync(12.0)
+            temporary.finish(12.0)
+            temporary.sync()
             temporary.place(PATHS[0], 12.0)
         assert len(synced) == 1
         assert (store.root / PATHS[0]).stat().st_mtime == 12.0
 
     def test_takes_the_place_of_the_file_at_once(self, store: MediaStore) -> None:
         file = write(store, PATHS[0], b"damaged")
-        with file.open("rb") as reader, store.temporary_file() as temporary:
+        with file.open("rb") as reader, store.temporary_file(PATHS[0]) as temporary:
             temporary.file.write(b"whole")
             state = temporary.replace(PATHS[0], state_of(store, PATHS[0]), 12.0)
             assert state == store.state(PATHS[0])
@@ -723,7 +736,7 @@ class TestReplacing:
         file = write(store, PATHS[0], b"damaged")
         expected = state_of(store, PATHS[0])
         file.write_bytes(b"changed since")
-        with store.temporary_file() as temporary:
+        with store.temporary_file(PATHS[0]) as temporary:
             assert temporary.replace(PATHS[0], expected) is None
             assert file.read_bytes() == b"changed since"
             file.unlink()
@@ -734,19 +747,28 @@ class TestReplacing:
 
 
 class TestTemporaryFiles:
+    CREATE = "with store.create('local_content/ab/cd/efgh') as file: file.write(b'x'); wait()"
+
+    @named
     def test_of_killed_processes_are_removed(self, store: MediaStore) -> None:
-        run_and_kill(store, "with store.create('local_content/ab/cd/efgh') as file: file.write(b'x'); wait()")
+        run_and_kill(store, f"import os; del os.O_TMPFILE\n{self.CREATE}")
         temporary = store.root / OWN_DIRECTORY / "tmp"
         assert len(list(temporary.iterdir())) == 1
         assert store.remove_stale_temporary_files() == 1
         assert list(temporary.iterdir()) == []
 
+    def test_without_a_name_go_with_the_process(self, store: MediaStore) -> None:
+        run_and_kill(store, self.CREATE)
+        assert not [path for path in store.root.rglob("*") if path.is_file()]
+
+    @both_ways
     def test_in_use_stay(self, store: MediaStore) -> None:
         with store.create(PATHS[0]) as file:
             file.write(b"x")
             assert store.remove_stale_temporary_files() == 0
         assert (store.root / PATHS[0]).read_bytes() == b"x"
 
+    @named
     def test_taken_for_stale_before_they_were_locked_are_made_again(
         self, store: MediaStore, monkeypatch: pytest.MonkeyPatch
     ) -> None:
@@ -763,6 +785,34 @@ class TestTemporaryFiles:
         with store.create(PATHS[0]) as file:
             file.write(b"x")
         assert removed == [1]
+        assert (store.root / PATHS[0]).read_bytes() == b"x"
+
+    def test_get_their_place_on_a_disk_that_is_mounted_in_the_store(self, store: MediaStore, small_disk: Path) -> None:
+        mounted = store.root / "remote_content"
+        mounted.mkdir()
+        subprocess.run(["mount", "--bind", small_disk, mounted], check=True)
+        try:
+            with store.create(PATHS[2]) as file:
+                file.write(b"x")
+            assert (store.root / PATHS[2]).read_bytes() == b"x"
+        finally:
+            subprocess.run(["umount", mounted], check=True)
+
+    @pytest.mark.parametrize("refused", ["open", "link"])
+    def test_have_a_name_where_the_system_refuses_others(
+        self, store: MediaStore, monkeypatch: pytest.MonkeyPatch, refused: str
+    ) -> None:
+        function = getattr(os, refused)
+
+        def refuse(path: Any, flags: Any, *args: Any, **kwargs: Any) -> Any:
+            if str(path).startswith("/proc/") or (refused == "open" and flags & os.O_TMPFILE == os.O_TMPFILE):
+                raise OSError(errno.EOPNOTSUPP, "Operation not supported")
+            return function(path, flags, *args, **kwargs)
+
+        monkeypatch.setattr(os, refused, refuse)
+        with store.create(PATHS[0]) as file:
+            file.write(b"x")
+            assert len(list((store.root / OWN_DIRECTORY / "tmp").iterdir())) == 1
         assert (store.root / PATHS[0]).read_bytes() == b"x"
 
     def test_need_no_directory(self, store: MediaStore) -> None:

@@ -15,10 +15,11 @@ from twisted.python.failure import Failure
 
 from backends.errors import AccessDenied, BackendError, BackendUnavailable
 from storage_provider.downloads import Downloads, Threads
-from storage_provider.media_store import OWN_DIRECTORY, MediaStore, TemporaryFile
+from storage_provider.media_store import MediaStore, TemporaryFile
 from storage_provider.sources import CHUNK_BYTES, ChunkSource
 from storage_provider.transfers import Digest
 from tests.provider.scripted_bucket import ImmediateReactor, ManualModuleApi, ManualThreads, ScriptedBucket
+from tests.temporary_files import temporary_files
 
 Result = TypeVar("Result")
 
@@ -60,8 +61,7 @@ class World:
 
     @property
     def temporary(self) -> list[Path]:
-        directory = self.store.root / OWN_DIRECTORY / "tmp"
-        return list(directory.iterdir()) if directory.exists() else []
+        return temporary_files(self.store.root, os.getpid())
 
     def work(self) -> None:
         """Let all threads work until there is nothing left to do."""
