@@ -63,7 +63,7 @@ class Restore:
                 return
             if wanted.row.quarantined or wanted.path not in self._missing or wanted.path in work.in_vain:
                 continue
-            if work.store.state(wanted.path) is None and self._reserve(space_of(wanted.row.length)):
+            if work.store.is_vacant(wanted.path) and self._reserve(space_of(wanted.row.length)):
                 yield wanted
 
     def _reserve(self, space: int) -> bool:

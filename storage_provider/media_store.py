@@ -206,6 +206,11 @@ class MediaStore:
                 return None
             raise
 
+    def is_vacant(self, path: str) -> bool:
+        """Whether `state` is None; takes one system call where there is nothing at all."""
+        _checked(path)
+        return not os.path.lexists(f"{self.root}/{path}") or self.state(path) is None
+
     def open(self, path: str) -> BinaryIO:
         """Open a regular file for reading. Raises `FileNotFoundError`, and `OSError` for a symbolic link."""
         *directories, name = _checked(path)
@@ -320,11 +325,20 @@ class MediaStore:
         """
         media_root, *_ = _checked(path)
         if self._names_files_late:
-            with contextlib.suppress(OSError), self.directory((media_root,), make=True) as directory:
-                return TemporaryFile(self, _nameless_file(directory), None)
+            with contextlib.suppress(OSError):
+                return TemporaryFile(self, self._nameless_file(media_root), None)
         with self.temporary_directory() as directory:
             file, name = _locked_file(directory)
             return TemporaryFile(self, file, _Name(os.dup(directory), name))
+
+    def _nameless_file(self, media_root: str) -> BinaryIO:
+        # Were a link followed here, the file would get no name through it nevertheless.
+        place = f"{self.root}/{media_root}"
+        try:
+            return _nameless_file(place)
+        except FileNotFoundError:
+            with self.directory((media_root,), make=True):
+                return _nameless_file(place)
 
     def temporary_directory(self) -> AbstractContextManager[int]:
         """A descriptor of the directory for files that have no place in the store yet, and need a name."""
@@ -335,7 +349,7 @@ class MediaStore:
         """Whether files can be made here without a name and get one later: not on NFS, nor without /proc."""
         name = _temporary_name()
         try:
-            with self.temporary_directory() as directory, _nameless_file(directory) as file:
+            with self.temporary_directory() as directory, self._nameless_file(OWN_DIRECTORY) as file:
                 _give_name(file, name, directory)
                 os.unlink(name, dir_fd=directory)
         except (OSError, AttributeError):
@@ -722,9 +736,9 @@ def _temporary_name() -> str:
     return f"{os.getpid()}-{uuid.uuid4().hex}"
 
 
-def _nameless_file(directory: int) -> BinaryIO:
+def _nameless_file(directory: str) -> BinaryIO:
     """A new file without a name, on the disk of the directory; Linux only, and not on every file system."""
-    return os.fdopen(os.open(".", os.O_RDWR | os.O_TMPFILE, 0o666, dir_fd=directory), "w+b")
+    return os.fdopen(os.open(directory, os.O_RDWR | os.O_TMPFILE, 0o666), "w+b")
 
 
 def _give_name(file: BinaryIO, name: str, directory: int) -> None:

@@ -385,6 +385,18 @@ class TestReading:
         os.utime(file, ns=(1, 1_700_000_000_123_456_789))
         assert store.state(PATHS[0]) == FileState(5, 1_700_000_000_123_456_789, file.stat().st_ino)
 
+    @pytest.mark.parametrize("path", PATHS)
+    def test_a_path_is_vacant_where_there_is_no_file(self, store: MediaStore, path: str) -> None:
+        assert store.is_vacant(path)
+        file = write(store, path)
+        assert not store.is_vacant(path)
+        file.rename(file.with_name("elsewhere"))
+        assert store.is_vacant(path)
+        file.symlink_to("elsewhere")
+        assert store.is_vacant(path)
+        with pytest.raises(UnsafePath):
+            store.is_vacant("local_content/../../../etc/passwd")
+
     def test_state_of_an_open_file_is_that_of_its_path(self, store: MediaStore) -> None:
         write(store, PATHS[0])
         with store.open(PATHS[0]) as file:
