@@ -95,8 +95,7 @@ class Restore:
     def _fetch(self, wanted: ExpectedFile) -> bool:
         """Fetch one file, which then waits for its place; in a thread."""
         self._work.check_stop()
-        with _telling_full_disk():
-            self._fetched.append((wanted, self._work.fetch_anew(wanted.path, wanted.row)))
+        self._fetched.append((wanted, self._work.fetch_anew(wanted.path, wanted.row)))
         return True
 
     def _place_fetched(self) -> None:
@@ -121,18 +120,13 @@ class Restore:
 
     def _sync(self, wanted: ExpectedFile, temporary: TemporaryFile) -> bool:
         def sync() -> bool:
-            with _telling_full_disk():
-                temporary.sync()
+            temporary.sync()
             return True
 
         return self._outcome(wanted.path, sync) is not None
 
     def _place(self, wanted: ExpectedFile, temporary: TemporaryFile) -> FileState | None:
-        def place() -> FileState:
-            with _telling_full_disk():
-                return temporary.place(wanted.path)
-
-        state = self._outcome(wanted.path, place)
+        state = self._outcome(wanted.path, lambda: temporary.place(wanted.path))
         if state is not None:
             self._placed.append((wanted, state))
             self._on_disk += space_of(state.size)
@@ -141,8 +135,17 @@ class Restore:
 
     def _outcome(self, path: str, work: Callable[[], _Result]) -> _Result | None:
         """As `CachePass.outcome`; when the disk is full this is over."""
+
+        def telling_full_disk() -> _Result:
+            try:
+                return work()
+            except OSError as error:
+                if error.errno in (errno.ENOSPC, errno.EDQUOT):
+                    raise DiskIsFull from error
+                raise
+
         try:
-            return self._work.outcome(path, work)
+            return self._work.outcome(path, telling_full_disk)
         except DiskIsFull:
             self._work.report.limited_by = "full disk"
             self._is_over = True
@@ -158,13 +161,3 @@ class Restore:
         for each, state in placed:
             if (each.row.origin, each.row.media_id) not in present:
                 self._work.remove(each.path, state)
-
-
-@contextlib.contextmanager
-def _telling_full_disk() -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise DiskIsFull from error
-        raise

@@ -17,7 +17,7 @@ import uuid
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from types import TracebackType
 from typing import BinaryIO, NamedTuple, TypeVar
@@ -312,7 +312,6 @@ class MediaStore:
 
         Raises `FileExistsError` where there is a file already: it never replaces one.
         """
-        _checked(path)
         with self.temporary_file(path) as temporary:
             yield temporary.file
             temporary.place(path, mtime)
@@ -331,14 +330,16 @@ class MediaStore:
             file, name = _locked_file(directory)
             return TemporaryFile(self, file, _Name(os.dup(directory), name))
 
-    def _nameless_file(self, media_root: str) -> BinaryIO:
+    def _nameless_file(self, directory: str) -> BinaryIO:
+        """A new file without a name, on the disk of the directory; Linux only, and not on every file system."""
         # Were a link followed here, the file would get no name through it nevertheless.
-        place = f"{self.root}/{media_root}"
+        make = partial(os.open, f"{self.root}/{directory}", os.O_RDWR | os.O_TMPFILE, 0o666)
         try:
-            return _nameless_file(place)
+            descriptor = make()
         except FileNotFoundError:
-            with self.directory((media_root,), make=True):
-                return _nameless_file(place)
+            with self.directory((directory,), make=True):
+                descriptor = make()
+        return os.fdopen(descriptor, "w+b")
 
     def temporary_directory(self) -> AbstractContextManager[int]:
         """A descriptor of the directory for files that have no place in the store yet, and need a name."""
@@ -505,13 +506,13 @@ class TemporaryFile:
         _begin_to_write(self.file.fileno())
         self._is_finished = True
 
-    def sync(self) -> None:
-        """Wait until all of it is on the disk.
+    def sync(self, mtime: float | None = None) -> None:
+        """Finish it, and wait until all of it is on the disk.
 
         Where many files were finished before, that takes little time for all but the first: the file
         system's journal is written for all of them at once.
         """
-        self.finish()
+        self.finish(mtime)
         if not self._is_synced:
             os.fsync(self.file.fileno())
             self._is_synced = True
@@ -521,17 +522,15 @@ class TemporaryFile:
 
         Raises `FileExistsError` where there is a file already. The file stays open.
         """
-        self.finish(mtime)
-        self.sync()
+        self.sync(mtime)
         for _ in range(_PLACE_ATTEMPTS):
             with contextlib.suppress(FileNotFoundError):
                 return self._link(path, make=True)
         raise FileNotFoundError(errno.ENOENT, "its directory is removed again and again", path)
 
-    def prepare(self, path: str, mtime: float | None = None) -> None:
+    def prepare(self, path: str) -> None:
         """Do the slow part of `place`: bring the content to the disk, and make the directories."""
         *directories, _ = _checked(path)
-        self.finish(mtime)
         self.sync()
         with self._store.directory(directories, make=True):
             pass
@@ -562,13 +561,12 @@ class TemporaryFile:
         Whoever has the old file open goes on reading it. Otherwise as `place`.
         """
         *directories, name = _checked(path)
-        self.finish(mtime)
-        self.sync()
+        self.sync(mtime)
         try:
             with self._store.directory(directories) as parent:
                 if regular_state(name, parent) != expected:
                     return None
-                temporary = self._temporary_name()
+                temporary = self._named()
                 os.rename(temporary.name, name, src_dir_fd=temporary.directory, dst_dir_fd=parent)
         except OSError as error:
             if is_nothing(error):
@@ -586,7 +584,7 @@ class TemporaryFile:
             os.close(self._name.directory)
         self.file.close()
 
-    def _temporary_name(self) -> _Name:
+    def _named(self) -> _Name:
         if self._name is None:
             fcntl.flock(self.file, fcntl.LOCK_EX)
             with self._store.temporary_directory() as directory:
@@ -734,11 +732,6 @@ def _begin_to_write(descriptor: int) -> None:
 
 def _temporary_name() -> str:
     return f"{os.getpid()}-{uuid.uuid4().hex}"
-
-
-def _nameless_file(directory: str) -> BinaryIO:
-    """A new file without a name, on the disk of the directory; Linux only, and not on every file system."""
-    return os.fdopen(os.open(directory, os.O_RDWR | os.O_TMPFILE, 0o666), "w+b")
 
 
 def _give_name(file: BinaryIO, name: str, directory: int) -> None:

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar
 from tests.provider.fault_proxy import FaultProxy
 from tests.provider.homeserver import Homeserver
 from tests.servers import S3Server
+from tests.temporary_files import temporary_files
 
 if TYPE_CHECKING:
     from mypy_boto3_s3 import S3Client
@@ -113,6 +114,11 @@ class Site:
         if broken or status:
             stderr = self.homeserver.stderr[-2000:]
             raise AssertionError(f"Synapse ended with status {status}; log: {broken}; stderr: {stderr}")
+
+    def temporary_files(self) -> list[Path]:
+        """What has no place in the media store."""
+        homeserver = self.homeserver
+        return temporary_files(homeserver.media_store, homeserver.pid if homeserver.is_running else None)
 
     # --- the log ---
 

@@ -20,7 +20,6 @@ from tests.provider.conftest import QUICK, OpenSite
 from tests.provider.fault_proxy import gets
 from tests.provider.pictures import png
 from tests.provider.site import Site, Task, eventually
-from tests.temporary_files import temporary_files as temporary_files_in
 
 PICTURE = png(900, 700)
 LARGE = os.urandom(3 << 20)
@@ -43,11 +42,6 @@ def site(thumbnailing_site: Site) -> Site:
 
 def local_path(site: Site, media_id: str) -> Path:
     return site.homeserver.media_store / site.path(media_id)
-
-
-def temporary_files(site: Site) -> list[Path]:
-    homeserver = site.homeserver
-    return temporary_files_in(homeserver.media_store, homeserver.pid if homeserver.is_running else None)
 
 
 def execute(site: Site, sql: str, *arguments: object) -> None:
@@ -76,7 +70,7 @@ def test_a_file_that_was_fetched_is_on_the_disk_and_the_bucket_is_not_asked_agai
     assert site.homeserver.download(media_id).body == content
     eventually("it is on the disk", local_path(site, media_id).exists)
     assert local_path(site, media_id).read_bytes() == content
-    eventually("nothing else is left", lambda: temporary_files(site) == [])
+    eventually("nothing else is left", lambda: site.temporary_files() == [])
     site.proxy.forget()
     assert site.homeserver.download(media_id).body == content
     assert site.proxy.requests == []
@@ -130,7 +124,7 @@ def test_a_bucket_that_fails_under_a_download_and_a_thumbnail_ends_both_and_leav
             tasks["download"].result()
         assert tasks["thumbnail"].result().status >= 500
         assert cut.hits > 1
-    eventually("nothing is left", lambda: temporary_files(site) == [])
+    eventually("nothing is left", lambda: site.temporary_files() == [])
     assert not local_path(site, media_id).exists()
     assert site.homeserver.download(media_id).body == PICTURE
     assert site.homeserver.thumbnail(media_id, 50, 50).status == 200
@@ -153,7 +147,7 @@ def test_media_that_was_deleted_or_quarantined_meanwhile_does_not_stay(site: Sit
         execute(site, change, media_id)
         held.release()
         assert download.result().body == content
-    eventually("the download is over", lambda: temporary_files(site) == [])
+    eventually("the download is over", lambda: site.temporary_files() == [])
     assert not local_path(site, media_id).exists()
 
 
@@ -162,7 +156,7 @@ def test_an_object_that_is_not_what_the_database_says_does_not_stay(site: Site) 
     wrong = os.urandom(1 << 20)
     site.client.put_object(Bucket=site.bucket, Key=site.key(media_id), Body=wrong)
     assert site.homeserver.download(media_id).body == wrong
-    eventually("the download is over", lambda: temporary_files(site) == [])
+    eventually("the download is over", lambda: site.temporary_files() == [])
     assert not local_path(site, media_id).exists()
 
 
@@ -172,7 +166,7 @@ def test_without_read_through_nothing_stays(open_site: OpenSite) -> None:
         content = os.urandom(size)
         media_id = site.upload_and_lose(content)
         assert site.homeserver.download(media_id).body == content
-        eventually("the download is over", lambda: temporary_files(site) == [])
+        eventually("the download is over", lambda: site.temporary_files() == [])
         assert not local_path(site, media_id).exists()
 
 
@@ -181,7 +175,7 @@ def test_with_less_than_min_free_space_nothing_stays(open_site: OpenSite) -> Non
     content = os.urandom(3 << 20)
     media_id = site.upload_and_lose(content)
     assert site.homeserver.download(media_id).body == content
-    eventually("the download is over", lambda: temporary_files(site) == [])
+    eventually("the download is over", lambda: site.temporary_files() == [])
     assert not local_path(site, media_id).exists()
 
 
@@ -199,7 +193,7 @@ def test_on_a_full_disk_everything_is_served_and_nothing_is_left(open_site: Open
         downloads = [Task(partial(site.homeserver.download, media_id)) for _ in range(5)]
         assert all(download.result().body == content for download in downloads)
         assert not local_path(site, media_id).exists()
-    assert temporary_files(site) == []
+    assert site.temporary_files() == []
     assert "Traceback" not in site.log
 
 
@@ -212,14 +206,14 @@ def test_a_killed_process_leaves_no_part_of_a_file(open_site: OpenSite) -> None:
     ):
         download = Task(partial(site.homeserver.download, media_id))
         held.wait()
-        (part,) = temporary_files(site)
+        (part,) = site.temporary_files()
         assert 0 < part.stat().st_size <= BREAK
         os.kill(site.homeserver.pid, signal.SIGKILL)
         with pytest.raises((http.client.HTTPException, ConnectionError)):
             download.result()
     site.homeserver.stop()
     assert not local_path(site, media_id).exists()
-    assert temporary_files(site) == []
+    assert site.temporary_files() == []
     site.homeserver.start()
     assert site.homeserver.download(media_id).body == LARGE
 
@@ -243,4 +237,4 @@ def test_leftovers_of_a_crash_are_removed_at_the_start_and_what_others_write_is_
     (directory / "2-held").hardlink_to(another_process)
     site.homeserver.start()
     site.wait_for_log("Removed 1 temporary files")
-    assert [path.name for path in temporary_files(site)] == ["2-held"]
+    assert [path.name for path in site.temporary_files()] == ["2-held"]
