@@ -13,7 +13,7 @@ import logging
 import os
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, TypeVar
@@ -26,6 +26,7 @@ from twisted.python.threadpool import ThreadPool
 
 from backends.base import Backend, ObjectInfo
 from backends.errors import ObjectNotFound
+from storage_provider.keeping import Keeping, Whole
 from storage_provider.media_store import MediaStore, TemporaryFile
 from storage_provider.paths_in_use import PathsInUse
 from storage_provider.signals import Signal
@@ -80,13 +81,13 @@ class Downloads:
         store: MediaStore,
         threads: Threads,
         *,
-        may_keep: Callable[[str, Digest], bool],
+        choose_to_keep: Callable[[Mapping[str, Digest]], Collection[str]],
     ) -> None:
-        """`may_keep` decides, in a thread, whether a whole file may stay in the media store."""
+        """`choose_to_keep` decides, in a thread, which of some whole files may stay in the media store."""
         self.paths = PathsInUse(reactor, self._path_is_free)
         self.backend = backend
         self.store = store
-        self.may_keep = may_keep
+        self.keeping = Keeping(store, self.do_in_background, choose_to_keep)
         self._module_api = module_api
         self._reactor = reactor
         self._threads = threads
@@ -373,7 +374,7 @@ class _Download:
         count = 0
         while chunk := reader.read(self._step_bytes):
             self._digest.update(chunk)
-            _write_all(file.file.fileno(), chunk, offset + count)
+            file.write_at(chunk, offset + count)
             count += len(chunk)
             now = time.monotonic()
             self._step_bytes = _LARGEST_STEP if now - started < _SLOW_SECONDS else _SMALLEST_STEP
@@ -447,33 +448,18 @@ class _Download:
                 self._place()
             return
         self._is_preparing = True
-        prepare = partial(self._prepare, for_copy=self._copies > 0)
-        self._downloads.do_in_background(prepare).addCallbacks(self._has_prepared, self._has_not_prepared)
-
-    def _prepare(self, *, for_copy: bool) -> bool:
-        """Do what takes time; in a thread. False where the file is not to stay."""
         digest = Digest(self.info.size, self._digest.hexdigest())
-        if not for_copy and not self._downloads.may_keep(self.path, digest):
-            return False
-        if self._file is None:
-            self._file = self._write_file(_present(self._content))
-        self._file.prepare(self.path)
-        return True
+        whole = Whole(self.path, digest, self._file or _present(self._content))
+        prepare = self._downloads.keeping.prepare_at_once if self._copies else self._downloads.keeping.prepare
+        prepare(whole).addCallbacks(self._has_prepared, self._has_not_prepared)
 
-    def _write_file(self, content: bytes) -> TemporaryFile:
-        file = self._downloads.store.temporary_file(self.path)
-        try:
-            _write_all(file.file.fileno(), content, 0)
-        except BaseException:
-            # The next attempt shall not take it for the whole.
-            file.discard()
-            raise
-        return file
-
-    def _has_prepared(self, is_prepared: bool) -> None:
+    def _has_prepared(self, file: TemporaryFile | None) -> None:
         self._is_preparing = False
-        self._is_prepared = is_prepared
-        self._is_to_stay = self._is_to_stay and is_prepared
+        if file is None:
+            self._is_to_stay = False
+        else:
+            self._file = file
+            self._is_prepared = True
         self.place_if_possible()
         self._end_if_unused()
 
@@ -581,11 +567,3 @@ def _present(value: Value | None) -> Value:
     if value is None:
         raise RuntimeError("a download is not in the state that it should be in")
     return value
-
-
-def _write_all(descriptor: int, content: bytes, offset: int) -> None:
-    view = memoryview(content)
-    while view:
-        written = os.pwrite(descriptor, view, offset)
-        offset += written
-        view = view[written:]

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, Literal
 
-from storage_provider.media_store import Media, MediaFile, parse_path
+from storage_provider.media_store import MediaFile, parse_path
 from storage_provider.synapse_db import DatabaseArguments, SynapseDb, SynapseDbError, connect
 from storage_provider.transfers import Digest, fits
 
@@ -28,15 +28,15 @@ def database_arguments(hs: HomeServer) -> DatabaseArguments:
 
 
 class KnownMedia:
-    """Tells, in any thread, whether a file is what the database says that it should be."""
+    """Tells, in any thread, which files are what the database says that they should be."""
 
-    def __init__(self, arguments: DatabaseArguments, accessed_media_ids: Callable[[str], Collection[str]]) -> None:
-        """`accessed_media_ids` are those of a server that were accessed just now.
+    def __init__(self, arguments: DatabaseArguments, accessed_remotes: Callable[[], Iterable[tuple[str, str]]]) -> None:
+        """`accessed_remotes` are the origin and the media id of what was accessed just now of other servers' media.
 
         A path names remote media by its `filesystem_id`, for which the database has no index.
         """
         self._arguments = arguments
-        self._accessed_media_ids = accessed_media_ids
+        self._accessed_remotes = accessed_remotes
         self._lock = threading.Lock()
         self._database: SynapseDb | None = None
         self._is_closed = False
@@ -45,16 +45,14 @@ class KnownMedia:
         """Open another connection. Raises `SynapseDbError`."""
         return connect(self._arguments)
 
-    def has(self, path: str, digest: Digest) -> bool:
-        """Whether media with that file and content is known and not quarantined; False also where nobody can tell."""
-        file = parse_path(path)
-        if file is None:
-            return False
+    def known_of(self, contents: Mapping[str, Digest]) -> set[str]:
+        """The paths whose media is known, with that content, and not quarantined; none where nobody can tell."""
+        files = [file for file in map(parse_path, contents) if file is not None]
         try:
-            return self._fits(file, digest)
+            return self._fitting(files, contents) if files else set()
         except SynapseDbError as error:
-            logger.debug("Whether %s is known could not be asked: %s", path, error)
-            return False
+            logger.debug("Which of %d files are known could not be asked: %s", len(files), error)
+            return set()
 
     def close(self) -> None:
         """Close the connection; nothing is known any more."""
@@ -63,14 +61,17 @@ class KnownMedia:
             if self._database is not None:
                 self._database.close()
 
-    def _fits(self, file: MediaFile, digest: Digest) -> bool:
+    def _fitting(self, files: list[MediaFile], contents: Mapping[str, Digest]) -> set[str]:
         with self._lock:
             if self._is_closed:
-                return False
+                return set()
             if self._database is None:
                 self._database = self.connect()
-        facts = self._database.facts_of_file(file.media, self._media_ids(file.media))
-        return facts is not None and not facts.quarantined and fits(facts, file.path, digest)
-
-    def _media_ids(self, media: Media) -> Collection[str]:
-        return () if media.is_local else self._accessed_media_ids(media.origin)
+        known = self._database.facts_of_files({file.media for file in files}, self._accessed_remotes())
+        return {
+            file.path
+            for file in files
+            if (facts := known.get(file.media))
+            and not facts.quarantined
+            and fits(facts, file.path, contents[file.path])
+        }

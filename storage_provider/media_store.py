@@ -492,6 +492,14 @@ class TemporaryFile:
         self._is_finished = False
         self._is_synced = False
 
+    def write_at(self, content: bytes, offset: int) -> None:
+        """Write all of the content there."""
+        view = memoryview(content)
+        while view:
+            written = os.pwrite(self.file.fileno(), view, offset)
+            offset += written
+            view = view[written:]
+
     def finish(self, mtime: float | None = None) -> None:
         """Take it for whole, and let the system begin to bring it to the disk: nothing may be written later.
 

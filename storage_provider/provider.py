@@ -76,7 +76,7 @@ class S3StorageProviderBackend(StorageProvider):
         self._upload_threads = self._start_threads("s3-media-upload", quarter)
         self._read_threads = self._start_threads("s3-media-read", settings.threadpool_size - half - quarter)
         self._background_threads = self._start_threads("s3-media-background", quarter)
-        self._known_media = KnownMedia(database_arguments(hs), self._accessed_media_ids)
+        self._known_media = KnownMedia(database_arguments(hs), self._accessed_remotes)
         self._read_through = ReadThrough(settings, self._store, self._known_media, self._evict)
         self._downloads = Downloads(
             self._module_api,
@@ -84,7 +84,7 @@ class S3StorageProviderBackend(StorageProvider):
             self._backend,
             self._store,
             Threads(self._read_threads, self._download_threads, self._background_threads),
-            may_keep=self._read_through.may_keep if self._reads_through else lambda path, digest: False,
+            choose_to_keep=self._read_through.choose if self._reads_through else lambda contents: (),
         )
         kinds = _kinds_to_cache(hs, settings)
         self._keeper = self._make_keeper(kinds) if kinds and self._keeps_local_files else None
@@ -158,11 +158,10 @@ class S3StorageProviderBackend(StorageProvider):
             return row.media_id in repository.recently_accessed_locals
         return (row.origin, row.media_id) in repository.recently_accessed_remotes
 
-    def _accessed_media_ids(self, origin: str) -> list[str]:
-        """The media of a server that was accessed in the last minute, which the database does not know yet."""
+    def _accessed_remotes(self) -> list[tuple[str, str]]:
+        """Origin and media id of what was accessed in the last minute, which the database does not know yet."""
         # As a list at once: the reactor's thread goes on changing it.
-        accessed = list(self._hs.get_media_repository().recently_accessed_remotes)
-        return [media_id for server, media_id in accessed if server == origin]
+        return list(self._hs.get_media_repository().recently_accessed_remotes)
 
     def _delete(self, path: str) -> None:
         for failure in self._backend.delete([path]):

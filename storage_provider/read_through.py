@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 from storage_provider.known_media import KnownMedia
 from storage_provider.media_store import MediaStore
@@ -36,15 +36,16 @@ class ReadThrough:
         if not self._take(size, force=True):
             self._on_no_room()
 
-    def may_keep(self, path: str, digest: Digest) -> bool:
-        """Whether a whole download may stay; its room is taken then."""
+    def choose(self, contents: Mapping[str, Digest]) -> set[str]:
+        """The paths of those whole downloads that may stay; their room is taken then."""
         free, _ = self._store.free_space()
-        if free < bytes_to_leave(self._settings, self._store) or not self._known_media.has(path, digest):
-            return False
-        if not self._take(digest.length, force=False):
+        if free < bytes_to_leave(self._settings, self._store):
+            return set()
+        known = self._known_media.known_of(contents)
+        chosen = {path for path in known if self._take(contents[path].length, force=False)}
+        if chosen != known:
             self._on_no_room()
-            return False
-        return True
+        return chosen
 
     def _take(self, size: int, *, force: bool) -> bool:
         with self._lock:

@@ -229,25 +229,21 @@ class SynapseDb:
         """The (origin, media id) of those that are `still_unused` and not quarantined."""
         return self._find(rows, f"m.quarantined_by IS NULL AND {_USED_OR_0} < ?", (ts_ms,))
 
-    def facts_of_file(self, media: Media, media_ids: Collection[str] = ()) -> MediaFacts | None:
-        """What is known of the media whose file this is; None where no row has it.
+    def facts_of_files(
+        self, files: Collection[Media], likely: Iterable[tuple[str, str]] = ()
+    ) -> dict[Media, MediaFacts]:
+        """What is known of the media whose files these are; files that no row has are left out.
 
-        A path does not tell the id of remote media: it is looked for among `media_ids`, which is
-        cheap, and else in all rows of that server.
+        A path does not tell the id of remote media: it is looked for among the `likely` ones, pairs of origin and
+        media id, which is cheap, and else in all rows of that server.
         """
-        if media.is_local:
-            return self.facts(CachedMedia("", media.filesystem_id, media.filesystem_id, "local"))
-        for media_id in media_ids:
-            if facts := self.facts(CachedMedia(media.origin, media_id, media.filesystem_id, "remote")):
-                return facts
-        if "\0" in media.origin + media.filesystem_id:
-            return None
-        found = self._database.query(
-            "SELECT m.media_id FROM remote_media_cache m WHERE m.media_origin = ? AND m.filesystem_id = ?",
-            (media.origin, media.filesystem_id),
-        )
-        rows = (CachedMedia(media.origin, media_id, media.filesystem_id, "remote") for (media_id,) in found)
-        return next((facts for row in rows if (facts := self.facts(row))), None)
+        rows = [CachedMedia("", file.filesystem_id, file.filesystem_id, "local") for file in files if file.is_local]
+        remote = {file for file in files if not file.is_local}
+        if remote:
+            rows += self._rows_among(remote, likely)
+            for file in remote.difference(row.media for row in rows):
+                rows += self._rows_with(file)
+        return {row.media: facts for row, facts in self.facts_of(rows).items()}
 
     def facts(self, row: CachedMedia) -> MediaFacts | None:
         """What is known of the row's media; None where the row is gone or has another file."""
@@ -284,20 +280,43 @@ class SynapseDb:
                     facts[row] = MediaFacts(length, sha256, bool(quarantined), lengths)
         return facts
 
+    def _rows_among(self, files: Collection[Media], likely: Iterable[tuple[str, str]]) -> list[CachedMedia]:
+        """The rows of remote files, as far as they are among the likely ones."""
+        origins = {file.origin for file in files}
+        asked = [CachedMedia(origin, media_id, "", "remote") for origin, media_id in likely if origin in origins]
+        rows = itertools.chain.from_iterable(
+            self._rows(tables, some, "1 = 1", ()) for tables, some in _in_queries(asked)
+        )
+        return [row for row in rows if row.media in files]
+
+    def _rows_with(self, file: Media) -> list[CachedMedia]:
+        """The rows of a remote file, for which the database has no index."""
+        if "\0" in file.origin + file.filesystem_id:
+            return []
+        found = self._database.query(
+            "SELECT m.media_id FROM remote_media_cache m WHERE m.media_origin = ? AND m.filesystem_id = ?",
+            (file.origin, file.filesystem_id),
+        )
+        return [CachedMedia(file.origin, media_id, file.filesystem_id, "remote") for (media_id,) in found]
+
     def _find(self, rows: Iterable[CachedMedia], condition: str, arguments: Row) -> set[tuple[str, str]]:
         found = set()
         for tables, some in _in_queries(rows):
-            files = {(row.origin, row.media_id, row.filesystem_id) for row in some}
-            asked, keys = tables.asked(some)
-            answer = self._database.query(
-                f"""
-                {asked} SELECT {tables.identity} FROM asked JOIN {tables.media} m ON {tables.match("asked")}
-                WHERE {tables.counts} AND {condition}
-                """,
-                (*keys, *arguments),
-            )
-            found |= {(origin, media_id) for origin, media_id, file in answer if (origin, media_id, file) in files}
+            answer = self._rows(tables, some, condition, arguments)
+            found |= {(row.origin, row.media_id) for row in answer.intersection(some)}
         return found
+
+    def _rows(self, tables: _Tables, asked: Sequence[CachedMedia], condition: str, arguments: Row) -> set[CachedMedia]:
+        """The rows with the keys of others, as they are now."""
+        table, keys = tables.asked(asked)
+        answer = self._database.query(
+            f"""
+            {table} SELECT {tables.identity} FROM asked JOIN {tables.media} m ON {tables.match("asked")}
+            WHERE {tables.counts} AND {condition}
+            """,
+            (*keys, *arguments),
+        )
+        return {CachedMedia(origin, media_id, file, tables.kind) for origin, media_id, file in answer}
 
 
 # --- SQL that both databases understand ---

@@ -38,7 +38,9 @@ def accessed() -> list[str]:
 
 @pytest.fixture
 def known(synapse_database: SynapseDatabase, accessed: list[str]) -> Iterator[KnownMedia]:
-    with closing(KnownMedia(synapse_database.arguments, lambda origin: accessed)) as known:
+    with closing(
+        KnownMedia(synapse_database.arguments, lambda: [("a.org", media_id) for media_id in accessed])
+    ) as known:
         yield known
 
 
@@ -48,6 +50,10 @@ def add(database: SynapseDatabase, path: str, **values: Any) -> None:
         database.add_local("abcdef", **values)
     else:
         database.add_remote("a.org", "its id", "ghijkl", **values)
+
+
+def is_known(known: KnownMedia, path: str, digest: Digest) -> bool:
+    return known.known_of({path: digest}) == {path}
 
 
 @on_each_database
@@ -60,9 +66,9 @@ class TestAFile:
         path: str,
     ) -> None:
         add(synapse_database, path)
-        assert known.has(path, DIGEST)
-        assert not known.has(path, Digest(DIGEST.length + 1, SHA256))
-        assert not known.has(path, Digest(DIGEST.length, OTHER_SHA256))
+        assert is_known(known, path, DIGEST)
+        assert not is_known(known, path, Digest(DIGEST.length + 1, SHA256))
+        assert not is_known(known, path, Digest(DIGEST.length, OTHER_SHA256))
 
     @of_each_kind
     def test_whose_row_tells_no_sha256_is_known_by_its_length(
@@ -72,8 +78,8 @@ class TestAFile:
         path: str,
     ) -> None:
         add(synapse_database, path, sha256=None)
-        assert known.has(path, DIGEST)
-        assert not known.has(path, Digest(DIGEST.length + 1, SHA256))
+        assert is_known(known, path, DIGEST)
+        assert not is_known(known, path, Digest(DIGEST.length + 1, SHA256))
 
     @of_each_kind
     def test_is_asked_for_anew_each_time(
@@ -82,16 +88,16 @@ class TestAFile:
         known: KnownMedia,
         path: str,
     ) -> None:
-        assert not known.has(path, DIGEST)
+        assert not is_known(known, path, DIGEST)
         add(synapse_database, path)
-        assert known.has(path, DIGEST)
+        assert is_known(known, path, DIGEST)
         table = "local_media_repository" if path == LOCAL else "remote_media_cache"
         synapse_database.execute(f"UPDATE {table} SET quarantined_by = '@admin:test'")
-        assert not known.has(path, DIGEST)
+        assert not is_known(known, path, DIGEST)
         synapse_database.execute(f"UPDATE {table} SET quarantined_by = NULL")
-        assert known.has(path, DIGEST)
+        assert is_known(known, path, DIGEST)
         synapse_database.execute(f"DELETE FROM {table}")
-        assert not known.has(path, DIGEST)
+        assert not is_known(known, path, DIGEST)
 
     def test_of_another_server_is_found_with_and_without_the_id_that_was_accessed(
         self,
@@ -102,9 +108,9 @@ class TestAFile:
         add(synapse_database, REMOTE)
         synapse_database.add_remote("a.org", "another id", "another file", media_length=1)
         accessed += ["another id"]
-        assert known.has(REMOTE, DIGEST)
+        assert is_known(known, REMOTE, DIGEST)
         accessed += ["its id"]
-        assert known.has(REMOTE, DIGEST)
+        assert is_known(known, REMOTE, DIGEST)
 
     def test_that_was_replaced_by_another_download_is_not_known(
         self,
@@ -114,7 +120,24 @@ class TestAFile:
     ) -> None:
         accessed += ["its id"]
         synapse_database.add_remote("a.org", "its id", "mnopqr", media_length=DIGEST.length, sha256=SHA256)
-        assert not known.has(REMOTE, DIGEST)
+        assert not is_known(known, REMOTE, DIGEST)
+
+    def test_is_known_for_itself_when_many_are_asked_for(
+        self,
+        synapse_database: SynapseDatabase,
+        known: KnownMedia,
+        accessed: list[str],
+    ) -> None:
+        add(synapse_database, LOCAL)
+        add(synapse_database, REMOTE)
+        for number in range(10):
+            synapse_database.add_remote("b.org", f"id{number}", f"ghijk{number}", media_length=number)
+        accessed += ["its id"]
+        unknown = {"remote_content/a.org/gh/ij/k1": DIGEST, "local_content/xy/xy/xy": DIGEST}
+        others = {f"remote_content/b.org/gh/ij/k{number}": Digest(number, OTHER_SHA256) for number in range(5)}
+        wrong = {f"remote_content/b.org/gh/ij/k{number}": DIGEST for number in (5, 6)}
+        fitting = {LOCAL: DIGEST, REMOTE: DIGEST, **others}
+        assert known.known_of({**unknown, **fitting, **wrong}) == set(fitting)
 
     @pytest.mark.parametrize("origin", ["", "a.org"])
     def test_that_is_a_thumbnail_is_known_by_its_length(
@@ -126,12 +149,12 @@ class TestAFile:
         content, thumbnail = (REMOTE, REMOTE_THUMBNAIL) if origin else (LOCAL, LOCAL_THUMBNAIL)
         media_id = "its id" if origin else "abcdef"
         add(synapse_database, content, media_length=1000)
-        assert not known.has(thumbnail, DIGEST)
+        assert not is_known(known, thumbnail, DIGEST)
         synapse_database.add_thumbnail(origin, media_id, 32, 32, "image/png", "crop", DIGEST.length)
-        assert known.has(thumbnail, DIGEST)
-        assert known.has(thumbnail, Digest(DIGEST.length, OTHER_SHA256))
-        assert not known.has(thumbnail, Digest(DIGEST.length + 1, SHA256))
-        assert not known.has(thumbnail.replace("32-32", "96-96"), DIGEST)
+        assert is_known(known, thumbnail, DIGEST)
+        assert is_known(known, thumbnail, Digest(DIGEST.length, OTHER_SHA256))
+        assert not is_known(known, thumbnail, Digest(DIGEST.length + 1, SHA256))
+        assert not is_known(known, thumbnail.replace("32-32", "96-96"), DIGEST)
 
     def test_that_is_a_thumbnail_of_old_is_known_without_its_method(
         self,
@@ -140,14 +163,14 @@ class TestAFile:
     ) -> None:
         add(synapse_database, REMOTE)
         synapse_database.add_thumbnail("a.org", "its id", 32, 32, "image/png", "crop", DIGEST.length)
-        assert known.has(LEGACY_THUMBNAIL, DIGEST)
+        assert is_known(known, LEGACY_THUMBNAIL, DIGEST)
 
     @pytest.mark.parametrize(
         "path",
         ["", "url_cache/2026-01-01/ab", "local_content/../../etc", "local_content/ab/cd/ef/gh", "\0", REMOTE + "\0"],
     )
     def test_with_a_path_that_is_not_synapses_is_not_known(self, known: KnownMedia, path: str) -> None:
-        assert not known.has(path, DIGEST)
+        assert not is_known(known, path, DIGEST)
 
     def test_can_be_asked_for_by_many_threads_at_once(
         self,
@@ -157,7 +180,7 @@ class TestAFile:
         add(synapse_database, LOCAL)
         answers: list[bool] = []
         threads = [
-            threading.Thread(target=lambda: answers.extend(known.has(LOCAL, DIGEST) for _ in range(20)))
+            threading.Thread(target=lambda: answers.extend(is_known(known, LOCAL, DIGEST) for _ in range(20)))
             for _ in range(8)
         ]
         for thread in threads:
@@ -173,18 +196,18 @@ def test_a_connection_that_the_database_has_ended_is_made_anew(
     known: KnownMedia,
 ) -> None:
     add(synapse_database, LOCAL)
-    assert known.has(LOCAL, DIGEST)
+    assert is_known(known, LOCAL, DIGEST)
     synapse_database.execute(
         "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = current_database() AND pid <> pg_backend_pid()"
     )
-    known.has(LOCAL, DIGEST)
-    assert known.has(LOCAL, DIGEST)
+    is_known(known, LOCAL, DIGEST)
+    assert is_known(known, LOCAL, DIGEST)
 
 
 def test_what_a_database_that_is_away_knows_is_nothing() -> None:
     away = DatabaseArguments("psycopg2", {"host": "127.0.0.1", "port": free_port(), "user": "nobody", "dbname": "none"})
-    with closing(KnownMedia(away, lambda origin: ())) as known:
-        assert not known.has(LOCAL, DIGEST)
+    with closing(KnownMedia(away, lambda: ())) as known:
+        assert not is_known(known, LOCAL, DIGEST)
 
 
 def homeserver(*databases: tuple[str, dict[str, Any], list[str]]) -> Any:

@@ -38,15 +38,19 @@ class World:
 @pytest.fixture
 def world(synapse_database: SynapseDatabase, tmp_path: Path) -> Iterator[World]:
     synapse_database.add_local("abcdef", media_length=DIGEST.length, sha256=SHA256)
-    with closing(KnownMedia(synapse_database.arguments, lambda origin: [])) as known:
+    with closing(KnownMedia(synapse_database.arguments, list)) as known:
         yield World(MediaStore(tmp_path), known)
+
+
+def stays(read_through: ReadThrough, path: str = PATH, digest: Digest = DIGEST) -> bool:
+    return read_through.choose({path: digest}) == {path}
 
 
 pytestmark = pytest.mark.parametrize("synapse_database", ["sqlite"], indirect=True)
 
 
 def test_what_the_database_knows_stays(world: World) -> None:
-    assert world.read_through().may_keep(PATH, DIGEST)
+    assert stays(world.read_through())
     assert world.asked_for_room == []
 
 
@@ -63,24 +67,24 @@ def test_what_the_database_knows_stays(world: World) -> None:
 def test_anything_else_does_not_stay_and_takes_no_room(world: World, path: str, digest: Digest) -> None:
     read_through = world.read_through()
     read_through.set_room(DIGEST.length)
-    assert not read_through.may_keep(path, digest)
+    assert not stays(read_through, path, digest)
     assert world.asked_for_room == []
-    assert read_through.may_keep(PATH, DIGEST)
+    assert stays(read_through)
 
 
 def test_quarantined_media_does_not_stay(world: World, synapse_database: SynapseDatabase) -> None:
     synapse_database.execute("UPDATE local_media_repository SET quarantined_by = '@admin:test'")
-    assert not world.read_through().may_keep(PATH, DIGEST)
+    assert not stays(world.read_through())
 
 
 def test_nothing_stays_where_the_database_cannot_be_asked(world: World) -> None:
     world.known.close()
-    assert not world.read_through().may_keep(PATH, DIGEST)
+    assert not stays(world.read_through())
 
 
 def test_nothing_stays_of_what_min_free_space_is_for(world: World) -> None:
     _, total = world.store.free_space()
-    assert not world.read_through(min_free_space=total).may_keep(PATH, DIGEST)
+    assert not stays(world.read_through(min_free_space=total))
     # To evict would help others than us: it is the pass that looks after the disk.
     assert world.asked_for_room == []
 
@@ -88,20 +92,20 @@ def test_nothing_stays_of_what_min_free_space_is_for(world: World) -> None:
 def test_without_a_limit_there_is_always_room(world: World) -> None:
     read_through = world.read_through()
     read_through.set_room(None)
-    assert all(read_through.may_keep(PATH, DIGEST) for _ in range(3))
+    assert all(stays(read_through) for _ in range(3))
 
 
-@pytest.mark.parametrize("add", [lambda each: each.may_keep(PATH, DIGEST), lambda each: each.count(DIGEST.length)])
+@pytest.mark.parametrize("add", [lambda each: stays(each), lambda each: each.count(DIGEST.length)])
 def test_what_is_added_takes_room_until_more_is_asked_for(world: World, add: Callable[[ReadThrough], object]) -> None:
     read_through = world.read_through()
     read_through.set_room(2 * DIGEST.length)
     add(read_through)
-    assert read_through.may_keep(PATH, DIGEST)
+    assert stays(read_through)
     assert world.asked_for_room == []
-    assert not read_through.may_keep(PATH, DIGEST)
+    assert not stays(read_through)
     assert world.asked_for_room == [True]
     read_through.set_room(DIGEST.length)
-    assert read_through.may_keep(PATH, DIGEST)
+    assert stays(read_through)
 
 
 def test_what_was_uploaded_counts_even_where_there_is_no_room_and_asks_for_more(world: World) -> None:
@@ -110,13 +114,25 @@ def test_what_was_uploaded_counts_even_where_there_is_no_room_and_asks_for_more(
     read_through.count(2 * DIGEST.length)
     assert world.asked_for_room == [True]
     # It has taken more than there was.
-    assert not read_through.may_keep(PATH, Digest(0, SHA256))
-    assert not read_through.may_keep(PATH, DIGEST)
+    assert not stays(read_through, PATH, Digest(0, SHA256))
+    assert not stays(read_through)
 
 
 def test_what_does_not_fit_takes_nothing(world: World) -> None:
     read_through = world.read_through()
     read_through.set_room(DIGEST.length - 1)
-    assert not read_through.may_keep(PATH, DIGEST)
+    assert not stays(read_through)
     read_through.count(DIGEST.length - 1)
+    assert world.asked_for_room == [True]
+
+
+def test_of_many_those_stay_that_are_known_and_fit(world: World, synapse_database: SynapseDatabase) -> None:
+    for number in range(3):
+        synapse_database.add_local(f"abcde{number}", media_length=DIGEST.length, sha256=SHA256)
+    known = {f"local_content/ab/cd/e{number}" for number in range(3)}
+    read_through = world.read_through()
+    read_through.set_room(2 * DIGEST.length)
+    chosen = read_through.choose(dict.fromkeys(["local_content/gh/ij/kl", *sorted(known)], DIGEST))
+    assert len(chosen) == 2
+    assert chosen < known
     assert world.asked_for_room == [True]

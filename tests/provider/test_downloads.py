@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable, Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
@@ -48,12 +48,12 @@ class World:
             cast(Any, self.bucket),
             self.store,
             cast(Any, Threads)(self.opening, self.moving, self.background),
-            may_keep=self._may_keep,
+            choose_to_keep=self._choose_to_keep,
         )
 
-    def _may_keep(self, path: str, digest: Digest) -> bool:
-        self.asked.append((path, digest))
-        return self.keeps
+    def _choose_to_keep(self, contents: Mapping[str, Digest]) -> Collection[str]:
+        self.asked.extend(contents.items())
+        return list(contents) if self.keeps else []
 
     @property
     def file(self) -> Path:
