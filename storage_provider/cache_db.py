@@ -17,7 +17,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal, NamedTuple, TypeVar
 
-from storage_provider.media_store import (
+from storage_provider.media_paths import (
     Media,
     UnsafePath,
     content_path,

@@ -10,7 +10,8 @@ from enum import Enum, auto
 from backends.errors import ObjectNotFound
 from storage_provider.cache_pass import CachePass
 from storage_provider.cache_policy import EvictionPlan, space_of
-from storage_provider.media_store import MEDIA_ROOTS, FileState
+from storage_provider.directories import FileState
+from storage_provider.media_paths import MEDIA_ROOTS
 from storage_provider.reconcile import expected_files, reconcile
 from storage_provider.synapse_db import FileRow
 from storage_provider.transfers import Damaged, digest_of_file, digest_of_object, etag_proves, fits, run_at_once, upload

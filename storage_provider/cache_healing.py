@@ -6,7 +6,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from storage_provider.cache_pass import CachePass
-from storage_provider.media_store import MEDIA_ROOTS, FileState
+from storage_provider.directories import FileState
+from storage_provider.media_paths import MEDIA_ROOTS
 from storage_provider.reconcile import ListingRefused, expected_files, listing, reconcile
 from storage_provider.synapse_db import FileRow
 from storage_provider.transfers import Damaged, run_at_once

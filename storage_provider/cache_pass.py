@@ -14,8 +14,11 @@ from backends.errors import BackendError, BackendUnavailable, BucketNotFound, Ob
 from storage_provider.cache_db import CachedMedia, Kind
 from storage_provider.cache_policy import CachePolicy, PathMarks
 from storage_provider.cache_report import PassReport
-from storage_provider.media_store import FileState, MediaStore, TemporaryFile, UnsafePath
+from storage_provider.directories import FileState
+from storage_provider.media_paths import UnsafePath
+from storage_provider.media_store import MediaStore
 from storage_provider.synapse_db import FileRow, SynapseDb
+from storage_provider.temporary_files import TemporaryFile
 from storage_provider.transfers import (
     Bandwidth,
     Damaged,

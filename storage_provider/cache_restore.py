@@ -11,8 +11,10 @@ from typing import TypeVar
 
 from storage_provider.cache_pass import CachePass
 from storage_provider.cache_policy import PathMarks, space_of
-from storage_provider.media_store import MEDIA_ROOTS, FileState, TemporaryFile
+from storage_provider.directories import FileState
+from storage_provider.media_paths import MEDIA_ROOTS
 from storage_provider.reconcile import ExpectedFile, expected_files
+from storage_provider.temporary_files import TemporaryFile
 from storage_provider.transfers import run_at_once
 
 # With less room than that, no further files are looked for that might fit.

@@ -8,7 +8,9 @@ from dataclasses import dataclass
 from typing import TypeVar
 
 from storage_provider.cache_db import CacheDb, CachedMedia, Kind
-from storage_provider.media_store import FileState, Media, MediaStore, UnsafePath, content_path
+from storage_provider.directories import FileState
+from storage_provider.media_paths import Media, UnsafePath, content_path
+from storage_provider.media_store import MediaStore
 from storage_provider.media_walk import Unreadable, media_on_disk
 from storage_provider.transfers import Failed
 

@@ -28,8 +28,9 @@ from storage_provider.settings import ProviderSettings
 from storage_provider.transfers import Bandwidth, Failed, Verify
 
 if TYPE_CHECKING:
+    from storage_provider.database import DatabaseArguments
     from storage_provider.homeserver_config import HomeserverConfig
-    from storage_provider.synapse_db import DatabaseArguments, SynapseDb
+    from storage_provider.synapse_db import SynapseDb
 
 DONE, SOME_FAILED, WRONG_USE, UNREACHABLE = 0, 1, 2, 3
 """Exit codes: all done; some files failed; wrong use or settings; bucket or database out of reach, or interrupted."""

@@ -27,10 +27,11 @@ from twisted.python.threadpool import ThreadPool
 from backends.base import Backend, ObjectInfo
 from backends.errors import ObjectNotFound
 from storage_provider.keeping import Keeping, Whole
-from storage_provider.media_store import MediaStore, TemporaryFile
+from storage_provider.media_store import MediaStore
 from storage_provider.paths_in_use import PathsInUse
 from storage_provider.signals import Signal
 from storage_provider.sources import CHUNK_BYTES, BucketSource, ChunkSource, ResumingReader
+from storage_provider.temporary_files import TemporaryFile
 from storage_provider.transfers import Digest
 
 logger = logging.getLogger(__name__)

@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from backends.errors import SettingsError
+from storage_provider.database import DatabaseArguments
 from storage_provider.errors import ConfigurationError as ConfigurationError
 from storage_provider.settings import ProviderSettings
-from storage_provider.synapse_db import DatabaseArguments
 
 PROVIDER_MODULE = "s3_storage_provider.S3StorageProviderBackend"
 

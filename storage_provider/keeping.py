@@ -11,7 +11,8 @@ from typing import Any
 from twisted.internet.defer import Deferred
 from twisted.python.failure import Failure
 
-from storage_provider.media_store import MediaStore, TemporaryFile
+from storage_provider.media_store import MediaStore
+from storage_provider.temporary_files import TemporaryFile
 from storage_provider.transfers import Digest
 
 # So many files may wait for the disk together; the first of them waits for the last.

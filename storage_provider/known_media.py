@@ -7,8 +7,10 @@ import threading
 from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, Literal
 
-from storage_provider.media_store import MediaFile, parse_path
-from storage_provider.synapse_db import DatabaseArguments, SynapseDb, SynapseDbError, connect
+from storage_provider.database import DatabaseArguments
+from storage_provider.errors import SynapseDbError
+from storage_provider.media_paths import MediaFile, parse_path
+from storage_provider.synapse_db import SynapseDb, connect
 from storage_provider.transfers import Digest, fits
 
 if TYPE_CHECKING:

@@ -16,7 +16,8 @@ from storage_provider.cache_pass import CachePass, Gate
 from storage_provider.cache_policy import AgeHistogram, CachePolicy, PathMarks, bands, space_of
 from storage_provider.cache_report import PassReport
 from storage_provider.cache_restore import Restore
-from storage_provider.media_store import MEDIA_ROOTS, MediaStore
+from storage_provider.media_paths import MEDIA_ROOTS
+from storage_provider.media_store import MediaStore
 from storage_provider.reconcile import Entry, expected_files, reconcile
 from storage_provider.restoring import bytes_to_leave
 from storage_provider.settings import ProviderSettings

@@ -7,17 +7,9 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
 
-from storage_provider.media_store import (
-    FileState,
-    Media,
-    MediaStore,
-    is_nothing,
-    is_safe,
-    is_thumbnail,
-    names_in,
-    open_directory,
-    regular_state,
-)
+from storage_provider.directories import FileState, is_nothing, names_in, open_directory, regular_state
+from storage_provider.media_paths import Media, is_safe, is_thumbnail
+from storage_provider.media_store import MediaStore
 
 
 @dataclass(frozen=True)

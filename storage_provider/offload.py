@@ -20,9 +20,11 @@ from backends.base import Backend, ObjectInfo
 from backends.errors import BackendError, ObjectNotFound
 from storage_provider.cache_db import CacheDb, CachedMedia, How, Proof
 from storage_provider.candidates import NotOnDisk, candidates
+from storage_provider.directories import FileState
 from storage_provider.judgement import Difference, damage, objection
 from storage_provider.listing import ListingCursor, ListingRefused
-from storage_provider.media_store import MEDIA_ROOTS, FileState, MediaStore, UnsafePath, content_path
+from storage_provider.media_paths import MEDIA_ROOTS, UnsafePath, content_path
+from storage_provider.media_store import MediaStore
 from storage_provider.transfers import (
     Bandwidth,
     Damaged,

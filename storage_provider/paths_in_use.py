@@ -10,7 +10,7 @@ from concurrent.futures import Future
 
 from twisted.internet.interfaces import IReactorFromThreads
 
-from storage_provider.media_store import FileState
+from storage_provider.directories import FileState
 from storage_provider.signals import Signal
 
 

@@ -11,7 +11,8 @@ from dataclasses import dataclass, field
 
 from backends.base import Backend
 from backends.errors import BackendError, ObjectNotFound
-from storage_provider.media_store import MediaStore, UnsafePath, content_path, thumbnail_directory
+from storage_provider.media_paths import UnsafePath, content_path, thumbnail_directory
+from storage_provider.media_store import MediaStore
 from storage_provider.settings import LocalCacheSettings, ProviderSettings
 from storage_provider.synapse_db import StoredMedia, SynapseDb, legacy_names
 from storage_provider.transfers import Bandwidth, Damaged, Failed, Failures, NoLongerWanted, Stopped, download

@@ -12,7 +12,7 @@ from backends.errors import (
     BucketNotFound,
     EncryptionNotApplied,
 )
-from storage_provider.media_store import MEDIA_ROOTS
+from storage_provider.media_paths import MEDIA_ROOTS
 from storage_provider.settings import ProviderSettings
 
 

@@ -2,51 +2,18 @@
 
 from __future__ import annotations
 
-import contextlib
 import itertools
-import sqlite3
-import threading
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
-from pathlib import Path
+from dataclasses import dataclass
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple, NoReturn, Protocol
+from typing import Any, NamedTuple
 
 from storage_provider.cache_db import CachedMedia, Kind
-from storage_provider.errors import SynapseDbError as SynapseDbError
-from storage_provider.media_store import Media, in_thumbnail_order
-
-if TYPE_CHECKING:
-    from psycopg2.extensions import connection as PostgresConnection
-
-Row = tuple[Any, ...]
+from storage_provider.database import Database, DatabaseArguments, Row, open_database
+from storage_provider.media_paths import Media, in_thumbnail_order
 
 # Some builds of SQLite take no more than 999 arguments, and a remote row needs two.
 _ROWS_A_QUERY = 400
-
-_ROWS_A_FETCH = 2000
-_CONNECT_SECONDS = 10
-_BUSY_SECONDS = 30
-
-# What Synapse's configuration may hold for others than psycopg2: Twisted's pool (with `cp_…`), SQLite, Synapse itself.
-_NOT_FOR_PSYCOPG2 = frozenset(
-    {
-        "allow_unsafe_locale",
-        "check_same_thread",
-        "idle_in_transaction_session_timeout",
-        "statement_timeout",
-        "synchronous_commit",
-        "txn_limit",
-    }
-)
-
-
-@dataclass(frozen=True)
-class DatabaseArguments:
-    """How to connect, as Synapse's configuration says it."""
-
-    engine: Literal["sqlite3", "psycopg2"]
-    arguments: Mapping[str, Any] = field(repr=False)
 
 
 @dataclass(frozen=True)
@@ -103,8 +70,7 @@ class FileRow(NamedTuple):
 
 def connect(arguments: DatabaseArguments) -> SynapseDb:
     """Connect, and see that it is Synapse's database. Raises `SynapseDbError`."""
-    given = arguments.arguments
-    database: _Database = _Sqlite(given) if arguments.engine == "sqlite3" else _Postgres(given)
+    database = open_database(arguments)
     try:
         return SynapseDb(database)
     except BaseException:
@@ -120,7 +86,7 @@ class SynapseDb:
     called from many threads at once. Failures are `SynapseDbError`s.
     """
 
-    def __init__(self, database: _Database) -> None:
+    def __init__(self, database: Database) -> None:
         self._database = database
         # The column came with Synapse 1.128.
         self._sha256 = "m.sha256" if "sha256" in database.columns("local_media_repository") else "NULL"
@@ -442,156 +408,3 @@ def legacy_names(names: Collection[str]) -> dict[str, str]:
     """What old files of remote thumbnails with these names are called, without the method, where one can be meant."""
     legacy = [name.rpartition("-")[0] for name in names]
     return {name: old for name, old in zip(names, legacy, strict=True) if legacy.count(old) == 1}
-
-
-# --- the two databases ---
-
-
-class _Database(Protocol):
-    """SQL with `?` for arguments; errors are `SynapseDbError`s."""
-
-    byte_order: str
-    """What makes ORDER BY compare bytes."""
-
-    def columns(self, table: str) -> set[str]: ...
-
-    def query(self, sql: str, arguments: Row) -> list[Row]: ...
-
-    def stream(self, sql: str, arguments: Row) -> Iterator[Row]: ...
-
-    def close(self) -> None: ...
-
-
-class _Sqlite:
-    byte_order = ""
-
-    def __init__(self, arguments: Mapping[str, Any]) -> None:
-        self._path = Path(str(arguments.get("database") or "")).absolute()
-        self._lock = threading.Lock()
-        self._connection = self._connect()
-
-    def columns(self, table: str) -> set[str]:
-        with self._lock, self._as_database_error():
-            described = self._connection.execute(f"SELECT * FROM {table} WHERE 1 = 0").description
-            return {column[0] for column in described}
-
-    def query(self, sql: str, arguments: Row) -> list[Row]:
-        with self._lock, self._as_database_error():
-            return self._connection.execute(sql, arguments).fetchall()
-
-    def stream(self, sql: str, arguments: Row) -> Iterator[Row]:
-        with contextlib.closing(self._connect()) as connection, self._as_database_error():
-            cursor = connection.execute(sql, arguments)
-            while rows := cursor.fetchmany(_ROWS_A_FETCH):
-                yield from rows
-
-    def close(self) -> None:
-        # To close it under a thread that reads from it would crash the process.
-        with self._lock:
-            self._connection.close()
-
-    def _connect(self) -> sqlite3.Connection:
-        with self._as_database_error():
-            return sqlite3.connect(
-                f"{self._path.as_uri()}?mode=ro",
-                uri=True,
-                timeout=_BUSY_SECONDS,
-                isolation_level=None,
-                check_same_thread=False,
-            )
-
-    @contextlib.contextmanager
-    def _as_database_error(self) -> Iterator[None]:
-        try:
-            yield
-        except sqlite3.Error as error:
-            if "no such table" in str(error):
-                _refuse_foreign(f"The SQLite database {self._path}")
-            raise SynapseDbError(f"The SQLite database {self._path} cannot be read: {error}") from None
-
-
-class _Postgres:
-    byte_order = ' COLLATE "C"'
-
-    def __init__(self, arguments: Mapping[str, Any]) -> None:
-        given = {
-            name: value
-            for name, value in arguments.items()
-            if name not in _NOT_FOR_PSYCOPG2 and not name.startswith("cp_")
-        }
-        # libpq takes a whole URL in `dbname` too, and quotes it in its errors.
-        quoted = ("password", "sslpassword", "dsn", "dbname", "database")
-        self._secrets = [
-            str(value)
-            for name, value in given.items()
-            if value and name in quoted and ("password" in name or "=" in str(value) or "://" in str(value))
-        ]
-        self._arguments = {"connect_timeout": _CONNECT_SECONDS, "client_encoding": "UTF8", **given}
-        self._lock = threading.Lock()
-        self._connection: PostgresConnection | None = None
-
-    def columns(self, table: str) -> set[str]:
-        return {
-            name
-            for (name,) in self.query(
-                # Unlike information_schema, this obeys the search path.
-                "SELECT attname FROM pg_attribute WHERE attrelid = CAST(? AS regclass) AND attnum > 0",
-                (table,),
-            )
-        }
-
-    def query(self, sql: str, arguments: Row) -> list[Row]:
-        with self._lock, self._as_database_error():
-            if self._connection is None or self._connection.closed:
-                self._connection = self._connect()
-            # Each question has a transaction of its own. Nothing is set for the session: behind
-            # PgBouncer that might be Synapse's the next moment.
-            with contextlib.closing(self._connection.cursor()) as cursor:
-                try:
-                    cursor.execute(sql.replace("?", "%s"), arguments)
-                    return cursor.fetchall()
-                finally:
-                    if not self._connection.closed:
-                        self._connection.rollback()
-
-    def stream(self, sql: str, arguments: Row) -> Iterator[Row]:
-        with self._as_database_error(), contextlib.closing(self._connect()) as connection:
-            with contextlib.closing(connection.cursor()) as cursor:
-                # Whoever reads may take long over a row, and the server over sorting them all.
-                cursor.execute("SET LOCAL statement_timeout = 0; SET LOCAL idle_in_transaction_session_timeout = 0")
-            with contextlib.closing(connection.cursor("s3_media_upload")) as rows:
-                rows.itersize = _ROWS_A_FETCH
-                rows.execute(sql.replace("?", "%s"), arguments)
-                yield from rows
-
-    def close(self) -> None:
-        with self._lock:
-            if self._connection is not None:
-                self._connection.close()
-
-    def _connect(self) -> PostgresConnection:
-        import psycopg2  # not needed with SQLite
-
-        connection: PostgresConnection = psycopg2.connect(**self._arguments)
-        # Said with BEGIN, not to the session.
-        connection.set_session(readonly=True)
-        return connection
-
-    @contextlib.contextmanager
-    def _as_database_error(self) -> Iterator[None]:
-        import psycopg2
-        import psycopg2.errors
-
-        try:
-            yield
-        except psycopg2.errors.UndefinedTable:
-            _refuse_foreign("The PostgreSQL database")
-        except (psycopg2.Error, TypeError, ValueError) as error:
-            reason = " ".join(str(error).split())
-            for secret in self._secrets:
-                reason = reason.replace(secret, "***")
-            raise SynapseDbError(f"The PostgreSQL database cannot be read: {reason}") from None
-
-
-def _refuse_foreign(database: str) -> NoReturn:
-    raise SynapseDbError(f"{database} holds no media tables: it is not Synapse's") from None

@@ -15,7 +15,9 @@ from typing import TYPE_CHECKING, BinaryIO, TypeVar, cast
 
 from backends.base import Backend, ObjectInfo
 from backends.errors import EXPIRED_CREDENTIALS, AccessDenied, BackendError, BucketNotFound
-from storage_provider.media_store import FileState, MediaStore, parse_path
+from storage_provider.directories import FileState
+from storage_provider.media_paths import parse_path
+from storage_provider.media_store import MediaStore
 
 if TYPE_CHECKING:
     from storage_provider.synapse_db import MediaFacts

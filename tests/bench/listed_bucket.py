@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import overload
 from urllib.parse import quote
 
-from storage_provider.media_store import Media, content_path
+from storage_provider.media_paths import Media, content_path
 from tests.backends.scripted_server import Behaviour, Request, error, reply
 
 EMPTY_ETAG = "d41d8cd98f00b204e9800998ecf8427e"

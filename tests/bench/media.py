@@ -11,8 +11,8 @@ from contextlib import closing
 from pathlib import Path
 from typing import Any
 
-from storage_provider.media_store import Media, content_path
-from storage_provider.synapse_db import DatabaseArguments
+from storage_provider.database import DatabaseArguments
+from storage_provider.media_paths import Media, content_path
 from tests.jobs.conftest import TABLES, SynapseDatabase
 from tests.jobs.synapse_schema import make_schema
 from tests.servers import ServerPool, ServerUnavailable, make_database

@@ -15,7 +15,7 @@ from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 
-from storage_provider.media_store import Media, content_path
+from storage_provider.media_paths import Media, content_path
 from tests.servers import S3Server, make_client
 
 _UPLOADS = 8

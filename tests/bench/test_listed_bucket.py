@@ -11,7 +11,7 @@ from backends import open_backend
 from backends.base import Backend
 from backends.errors import ObjectNotFound
 from backends.settings import BucketSettings
-from storage_provider.media_store import content_path
+from storage_provider.media_paths import content_path
 from tests.backends.scripted_server import ScriptedServer, from_request
 from tests.bench.listed_bucket import EMPTY_ETAG, ListedBucket, NumberedMedia
 

@@ -12,7 +12,7 @@ import os
 from collections.abc import Iterable
 from pathlib import Path
 
-from storage_provider.media_store import Media, content_path
+from storage_provider.media_paths import Media, content_path
 from tests.backends.scripted_server import ScriptedServer, from_request
 from tests.bench.listed_bucket import ListedBucket, NumberedMedia
 from tests.bench.measured import Measured

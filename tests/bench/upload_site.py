@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import yaml
 
-from storage_provider.media_store import MEDIA_ROOTS
+from storage_provider.media_paths import MEDIA_ROOTS
 from tests.bench.environments import OURS, PEER, ROOT
 from tests.bench.measured import Measured, run_measured
 from tests.jobs.conftest import SynapseDatabase

@@ -13,8 +13,10 @@ from typing import Any
 
 from backends.base import Backend
 from storage_provider.cache_report import PassReport
+from storage_provider.directories import FileState
 from storage_provider.local_cache import LocalCache
-from storage_provider.media_store import FileState, Media, MediaStore, content_path, thumbnail_directory
+from storage_provider.media_paths import Media, content_path, thumbnail_directory
+from storage_provider.media_store import MediaStore
 from storage_provider.settings import ProviderSettings
 from storage_provider.synapse_db import connect
 from tests.jobs.conftest import SynapseDatabase

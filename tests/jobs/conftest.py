@@ -13,7 +13,7 @@ from typing import Any
 import psycopg2
 import pytest
 
-from storage_provider.synapse_db import DatabaseArguments
+from storage_provider.database import DatabaseArguments
 from tests.jobs.synapse_schema import make_schema
 from tests.servers import PostgresServer
 

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import yaml
 
-from storage_provider.media_store import Media, content_path, thumbnail_directory
+from storage_provider.media_paths import Media, content_path, thumbnail_directory
 from tests.jobs.command_server import ROOT as ROOT
 from tests.jobs.command_server import CommandServer, ForkedRun
 from tests.jobs.conftest import SynapseDatabase

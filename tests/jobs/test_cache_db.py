@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 
 from storage_provider import cache_db
 from storage_provider.cache_db import CacheDb, CacheDbError, CachedMedia, Kind, Proof
-from storage_provider.media_store import Media, content_path, thumbnail_directory
+from storage_provider.media_paths import Media, content_path, thumbnail_directory
 from tests.jobs.old_cache import OLD_SCHEMA
 
 # What s3_media_upload of synapse-s3-storage-provider 1.7.0 does with it.

@@ -14,9 +14,9 @@ import pytest
 from backends.errors import BackendUnavailable
 from storage_provider.cache_keeper import CacheKeeper
 from storage_provider.cache_report import PassReport
+from storage_provider.errors import SynapseDbError
 from storage_provider.local_cache import LocalCache
 from storage_provider.media_store import MediaStore
-from storage_provider.synapse_db import SynapseDbError
 from storage_provider.transfers import Stopped
 from tests.jobs.cache_site import CacheSite, settings
 from tests.jobs.conftest import SynapseDatabase

@@ -14,10 +14,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from storage_provider import candidates as candidates_module
-from storage_provider import media_store, media_walk
+from storage_provider import directories, media_walk
 from storage_provider.cache_db import CacheDb, CachedMedia
 from storage_provider.candidates import NotOnDisk, OnDisk, candidates
-from storage_provider.media_store import Media, MediaStore, content_path, thumbnail_directory
+from storage_provider.media_paths import Media, content_path, is_safe, thumbnail_directory
+from storage_provider.media_store import MediaStore
 from storage_provider.media_walk import MediaOnDisk, Unreadable, media_on_disk
 from storage_provider.transfers import Failed
 
@@ -126,7 +127,7 @@ def test_walk_tells_what_it_could_not_read(
 
 def refuse(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
     """Let a directory be one that may not be read; root may read all."""
-    opened = media_store.open_directory
+    opened = directories.open_directory
 
     def open_directory(wanted: str, parent: int) -> int:
         if wanted == name:
@@ -203,5 +204,5 @@ def test_paths_that_would_leave_the_store_are_failures(store: MediaStore, cache:
 
 def test_letters_are_what_ids_are_made_of() -> None:
     # The walk takes a short way for them.
-    assert all(media_store.is_safe(letter) for letter in string.ascii_letters)
-    assert not any(media_store.is_safe(name) for name in ("", ".", "..", "a/b", "a\0", "é" * 128, "a" * 256))
+    assert all(is_safe(letter) for letter in string.ascii_letters)
+    assert not any(is_safe(name) for name in ("", ".", "..", "a/b", "a\0", "é" * 128, "a" * 256))

@@ -10,8 +10,8 @@ from typing import Any, cast
 
 import pytest
 
+from storage_provider.database import DatabaseArguments
 from storage_provider.known_media import KnownMedia, database_arguments
-from storage_provider.synapse_db import DatabaseArguments
 from storage_provider.transfers import Digest
 from tests.jobs.conftest import ENGINES, ENGINES_TO_ALTER, SynapseDatabase
 from tests.servers.process import free_port

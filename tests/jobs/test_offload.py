@@ -20,7 +20,8 @@ from backends import open_backend
 from backends.base import Backend, ObjectInfo
 from storage_provider import offload
 from storage_provider.cache_db import CacheDb
-from storage_provider.media_store import Media, MediaStore
+from storage_provider.media_paths import Media
+from storage_provider.media_store import MediaStore
 from storage_provider.settings import ProviderSettings
 from storage_provider.synapse_db import connect
 from storage_provider.transfers import Bandwidth

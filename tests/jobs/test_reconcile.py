@@ -11,16 +11,9 @@ from hypothesis import strategies as st
 
 from backends.base import ObjectInfo
 from storage_provider import reconcile
-from storage_provider.media_store import (
-    MEDIA_ROOTS,
-    FileState,
-    Media,
-    MediaStore,
-    UnsafePath,
-    WalkedFile,
-    content_path,
-    thumbnail_directory,
-)
+from storage_provider.directories import FileState
+from storage_provider.media_paths import MEDIA_ROOTS, Media, UnsafePath, content_path, thumbnail_directory
+from storage_provider.media_store import MediaStore, WalkedFile
 from storage_provider.synapse_db import FileRow, connect
 from tests.jobs.conftest import ENGINES, TABLES, SynapseDatabase
 

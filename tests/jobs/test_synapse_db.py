@@ -17,8 +17,10 @@ import psycopg2
 import pytest
 
 from storage_provider.cache_db import CachedMedia
-from storage_provider.media_store import Media, content_path, in_thumbnail_order, thumbnail_directory
-from storage_provider.synapse_db import DatabaseArguments, MediaFacts, SynapseDb, SynapseDbError, connect
+from storage_provider.database import DatabaseArguments
+from storage_provider.errors import SynapseDbError
+from storage_provider.media_paths import Media, content_path, in_thumbnail_order, thumbnail_directory
+from storage_provider.synapse_db import MediaFacts, SynapseDb, connect
 from tests.jobs.conftest import ENGINES, ENGINES_TO_ALTER, SynapseDatabase
 from tests.servers import PostgresServer
 from tests.servers.process import free_port
@@ -521,7 +523,8 @@ class TestTheDatabase:
         """The growth of a process of its own, since much of the memory is not Python's; and the number of rows."""
         script = f"""
 import resource
-from storage_provider.synapse_db import DatabaseArguments, connect
+from storage_provider.database import DatabaseArguments
+from storage_provider.synapse_db import connect
 def peak(): return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 with connect(DatabaseArguments({arguments.engine!r}, {dict(arguments.arguments)!r})) as database:
     list(database.{method}({"0" if method == "unused_before" else "origin='nobody'"}))
@@ -711,7 +714,9 @@ def test_arguments_do_not_show_the_password() -> None:
 CLOSE_UNDER_READERS = """
 import sys, threading, time
 from storage_provider.cache_db import CachedMedia
-from storage_provider.synapse_db import DatabaseArguments, SynapseDb, SynapseDbError, connect
+from storage_provider.database import DatabaseArguments
+from storage_provider.errors import SynapseDbError
+from storage_provider.synapse_db import SynapseDb, connect
 
 ROWS = [CachedMedia("", f"media{number}", f"media{number}", "local") for number in range(400)]
 

@@ -12,7 +12,8 @@ from twisted.internet.defer import Deferred
 from twisted.python.failure import Failure
 
 from storage_provider.keeping import Keeping, Whole
-from storage_provider.media_store import MediaStore, TemporaryFile
+from storage_provider.media_store import MediaStore
+from storage_provider.temporary_files import TemporaryFile
 from storage_provider.transfers import Digest
 from tests.temporary_files import temporary_files
 

@@ -9,7 +9,7 @@ from typing import Any, cast
 import pytest
 from twisted.internet.defer import Deferred, ensureDeferred
 
-from storage_provider.media_store import FileState
+from storage_provider.directories import FileState
 from storage_provider.paths_in_use import PathsInUse
 from tests.provider.site import PATIENCE, Task
 

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from backends import open_backend
-from storage_provider.media_store import MEDIA_ROOTS
+from storage_provider.media_paths import MEDIA_ROOTS
 from storage_provider.settings import ProviderSettings
 from storage_provider.startup_check import Problem, find_problem
 from tests.servers import S3Server, make_client
