@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-from twisted.internet.defer import Deferred
+from twisted.internet.defer import Deferred, succeed
 from twisted.python.failure import Failure
 
 from storage_provider.media_store import MediaStore
@@ -17,6 +17,9 @@ from storage_provider.transfers import Digest
 
 # So many files may wait for the disk together; the first of them waits for the last.
 _MOST_AT_ONCE = 50
+
+# A disk that does not keep up shall cost neither memory, as small contents wait there, nor open files without end.
+_MOST_WAITING = 200
 
 
 @dataclass(frozen=True)
@@ -55,10 +58,12 @@ class Keeping:
         self._is_at_work = False
 
     def prepare(self, whole: Whole) -> Deferred[TemporaryFile | None]:
-        """A file that needs no more than its name, in its turn; None where it is not to stay.
+        """A file that needs no more than its name, in its turn; None where it is not to stay, or too many wait.
 
         Fails with an `OSError` when the disk does not take it. A file that was given is never closed.
         """
+        if len(self._waiting) >= _MOST_WAITING:
+            return succeed(None)
         waiting = _Waiting(whole, Deferred())
         self._waiting.append(waiting)
         self._go_on()
@@ -134,5 +139,5 @@ def _discarded_on_error(whole: Whole, file: TemporaryFile) -> Iterator[None]:
 def _attempt(step: Callable[..., TemporaryFile], *arguments: Any) -> TemporaryFile | Failure:
     try:
         return step(*arguments)
-    except OSError as error:
-        return Failure(error)  # type: ignore[no-untyped-call]
+    except Exception:
+        return Failure()  # type: ignore[no-untyped-call]

@@ -12,6 +12,7 @@ from twisted.internet.defer import Deferred
 from twisted.python.failure import Failure
 
 from storage_provider.keeping import Keeping, Whole
+from storage_provider.media_paths import UnsafePath
 from storage_provider.media_store import MediaStore
 from storage_provider.temporary_files import TemporaryFile
 from storage_provider.transfers import Digest
@@ -115,6 +116,17 @@ def test_not_too_many_wait_for_one_another(world: World) -> None:
     assert all(world.file(number) for number in range(130))
 
 
+def test_what_comes_to_a_disk_that_does_not_keep_up_is_not_kept(world: World) -> None:
+    world.prepare(*range(1 + 200 + 1))
+    assert world.outcome(201) is None
+    while world.work():
+        pass
+    assert all(world.file(number) for number in range(201))
+    world.prepare(202)
+    world.work()
+    assert world.file(202)
+
+
 def test_two_contents_of_one_path_are_asked_for_one_after_the_other(world: World) -> None:
     world.prepare(0, 1, 1)
     while world.work():
@@ -139,14 +151,15 @@ def test_what_the_disk_does_not_take_fails_alone(world: World) -> None:
     blocking.write_bytes(b"no directory")
     other = "local_content/XY/CD/other"
     world.prepare(0, 1)
-    prepared = world.keeping.prepare(Whole(other, Digest(len(CONTENT), ""), CONTENT))
-    prepared.addBoth(world.outcomes.setdefault(other, []).append)
+    for path in ("no path of media", other):
+        prepared = world.keeping.prepare(Whole(path, Digest(len(CONTENT), ""), CONTENT))
+        prepared.addBoth(world.outcomes.setdefault(path, []).append)
     while world.work():
         pass
-    for number in range(2):
-        outcome = world.outcome(number)
+    for path, error in ((path_of(0), OSError), (path_of(1), OSError), ("no path of media", UnsafePath)):
+        (outcome,) = world.outcomes[path]
         assert isinstance(outcome, Failure)
-        assert isinstance(outcome.value, OSError)
+        assert isinstance(outcome.value, error)
     assert isinstance(world.outcomes[other][0], TemporaryFile)
     assert len(world.temporary) == 1
 
