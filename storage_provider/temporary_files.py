@@ -16,8 +16,9 @@ from storage_provider.media_paths import segments_of
 if TYPE_CHECKING:
     from storage_provider.media_store import MediaStore
 
-# A directory that was made for a new file may be pruned by somebody else before the file is in it.
-_PLACE_ATTEMPTS = 10
+# A directory that was made for a new file may be pruned by somebody else before the file is in it. Under many who
+# remove files all around that may happen ten times in a row; an attempt takes microseconds.
+_PLACE_ATTEMPTS = 100
 
 
 class Name(NamedTuple):
