@@ -83,20 +83,8 @@ def test_files_are_read_again_when_the_credentials_have_expired(
             ("access_key_id-one", "session_token-one"),
             ("access_key_id-two", "session_token-two"),
         ]
-
-
-def test_what_was_read_again_is_used_from_then_on(make: Callable[..., Backend], files: Files) -> None:
-    def answer(request: Request) -> Behaviour:
-        if signed_by(request)[0] == "access_key_id-one":
-            files.write("two")
-            return error(403, "ExpiredToken")
-        return EMPTY_LISTING
-
-    with ScriptedServer([from_request(answer)]) as server:
-        backend = make(server, **files.settings)
-        for _ in range(2):
-            backend.check()
-        assert [signed_by(request)[0] for request in server.requests].count("access_key_id-one") == 1
+        backend.check()
+        assert signed_by(server.requests[2])[0] == "access_key_id-two"
 
 
 def test_files_are_read_again_once_per_call(make: Callable[..., Backend], files: Files) -> None:
