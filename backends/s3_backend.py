@@ -259,7 +259,7 @@ class S3Backend(Backend, Generic[Client]):
             executor, self._executor = self._executor, None
         if executor is not None:
             executor.shutdown(wait=False, cancel_futures=True)
-        self._transport.clear()
+        self._transport.close()
 
     # --- keys and answers ---
 

@@ -383,7 +383,10 @@ class Transport(urllib3.PoolManager):
         return response
 
     def clear(self) -> None:
-        """Close all connections; requests under way fail at once."""
+        """Do nothing: minio-py calls this when one of its clients is collected, whose successor uses the connections."""
+
+    def close(self) -> None:
+        """Close all connections for good; requests under way fail at once."""
         with self._lock:
             for manager in self._managers.values():
                 manager.clear()

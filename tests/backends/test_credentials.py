@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -65,17 +66,23 @@ def signed_by(request: Request) -> tuple[str, str]:
     return key, request.headers["x-amz-security-token"]
 
 
-@pytest.mark.parametrize("code", EXPIRED)
-def test_files_are_read_again_when_the_credentials_have_expired(
-    make: Callable[..., Backend], files: Files, code: str
-) -> None:
+def expiring(files: Files, code: str) -> Behaviour:
+    """Find the first credentials expired, which are renewed at that moment."""
+
     def answer(request: Request) -> Behaviour:
         if signed_by(request)[0] == "access_key_id-one":
             files.write("two")
             return error(403, code)
         return EMPTY_LISTING
 
-    with ScriptedServer([from_request(answer)]) as server:
+    return from_request(answer)
+
+
+@pytest.mark.parametrize("code", EXPIRED)
+def test_files_are_read_again_when_the_credentials_have_expired(
+    make: Callable[..., Backend], files: Files, code: str
+) -> None:
+    with ScriptedServer([expiring(files, code)]) as server:
         # Reading them again is no attempt of its own.
         backend = make(server, **files.settings, max_attempts=1)
         backend.check()
@@ -85,6 +92,18 @@ def test_files_are_read_again_when_the_credentials_have_expired(
         ]
         backend.check()
         assert signed_by(server.requests[2])[0] == "access_key_id-two"
+
+
+def test_the_client_that_had_the_old_credentials_takes_no_connection_with_it(
+    make: Callable[..., Backend], files: Files
+) -> None:
+    with ScriptedServer([expiring(files, "ExpiredToken")]) as server:
+        backend = make(server, **files.settings, max_attempts=1)
+        backend.check()
+        # minio-py's clients have a finalizer.
+        gc.collect()
+        backend.check()
+        assert len(server.requests) == 3
 
 
 def test_files_are_read_again_once_per_call(make: Callable[..., Backend], files: Files) -> None:
