@@ -41,6 +41,8 @@ class Boto3Backend(S3Backend["S3Client"]):
             "retries": {"total_max_attempts": 1, "mode": "standard"},
             "request_checksum_calculation": settings.request_checksum_calculation,
             "response_checksum_validation": settings.response_checksum_validation,
+            # What is handed over here has types already.
+            "parameter_validation": False,
             # A fixed one: botocore would put it together anew for every request.
             "user_agent": "enhanced-s3-storage-provider",
             "s3": {
@@ -64,7 +66,8 @@ class Boto3Backend(S3Backend["S3Client"]):
         if not settings.is_aws:
             events.register("before-parameter-build.s3", _do_not_redirect)
         events.register("before-parse.s3", _keep_headers)
-        events.register("before-parse.s3.ListObjectsV2", _keep_listing)
+        # Before botocore parses the page to see whether it is an error.
+        events.register_first("before-parse.s3.ListObjectsV2", _keep_listing)
         events.register("before-call.s3.DeleteObjects", _add_content_md5)
         return client
 

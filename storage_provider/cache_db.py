@@ -27,6 +27,7 @@ from storage_provider.media_paths import (
 )
 
 Kind = Literal["local", "remote"]
+KINDS: tuple[Kind, ...] = ("local", "remote")
 How = Literal["put", "read"]
 
 _Item = TypeVar("_Item")

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import TypeVar
 
-from storage_provider.cache_db import CacheDb, CachedMedia, Kind
+from storage_provider.cache_db import KINDS, CacheDb, CachedMedia, Kind
 from storage_provider.directories import FileState
 from storage_provider.media_paths import Media, UnsafePath, content_path
 from storage_provider.media_store import MediaStore
@@ -15,8 +15,6 @@ from storage_provider.media_walk import Unreadable, media_on_disk
 from storage_provider.transfers import Failed
 
 _Item = TypeVar("_Item")
-
-_KINDS: tuple[Kind, ...] = ("local", "remote")
 
 # Media of the store that is looked for among the deleted at a time.
 _MEDIA_AT_ONCE = 1000
@@ -44,7 +42,7 @@ def candidates(store: MediaStore, cache: CacheDb) -> Iterator[OnDisk | NotOnDisk
     The store and the rows are each read once. That media is back is noted in cache.db, that it is
     gone is not. Paths that would leave the store, and what cannot be read, are `Failed`.
     """
-    for kind in _KINDS:
+    for kind in KINDS:
         yield from _of_kind(store, cache, kind)
 
 

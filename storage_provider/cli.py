@@ -16,7 +16,7 @@ import click
 
 from backends.errors import BackendError, EncryptionNotApplied, SettingsError
 from storage_provider import cli_runs
-from storage_provider.cache_db import CacheDb, CacheDbError
+from storage_provider.cache_db import KINDS, CacheDb, CacheDbError
 from storage_provider.cli_options import DURATION, bucket_options, config_options, delete_options
 from storage_provider.cli_output import Output
 from storage_provider.cli_runs import DEFAULT_CONFIG, DONE, SOME_FAILED, UNREACHABLE, WRONG_USE, Run
@@ -76,7 +76,7 @@ def write(output: Output, out: IO[str], cache_db: Path) -> None:
     """Write the paths of media that may still be on disk to OUT (or to the terminal)."""
     status = DONE
     with _guarded(), CacheDb(cache_db) as cache:
-        for kind in cli_runs.KINDS:
+        for kind in KINDS:
             for row in cache.undeleted(kind):
                 try:
                     print(content_path(row.media), thumbnail_directory(row.media) + "/", sep="\n", file=out)
@@ -192,6 +192,13 @@ def restore(
         stack.enter_context(run.lock())
         database = stack.enter_context(cli_runs.connect(run.require_config().database))
         sys.exit(cli_runs.restore(run, database, since, origin))
+
+
+def run() -> None:
+    """Do what the process's arguments ask for, and raise `SystemExit` with the exit code."""
+    # What is wrong with a command's work is told by the command; here it is what click itself writes.
+    with _guarded():
+        main(prog_name="s3_media_upload")
 
 
 @contextlib.contextmanager

@@ -19,7 +19,7 @@ from backends import open_backend
 from backends.base import Backend
 from backends.errors import EXPIRED_CREDENTIALS, AccessDenied
 from backends.selection import choose_backend
-from storage_provider.cache_db import CacheDb, CachedMedia, Kind
+from storage_provider.cache_db import KINDS, CacheDb, CachedMedia
 from storage_provider.candidates import NotOnDisk, OnDisk, candidates, in_batches
 from storage_provider.cli_output import Output, readable_size
 from storage_provider.media_store import MediaStore
@@ -35,7 +35,6 @@ if TYPE_CHECKING:
 DONE, SOME_FAILED, WRONG_USE, UNREACHABLE = 0, 1, 2, 3
 """Exit codes: all done; some files failed; wrong use or settings; bucket or database out of reach, or interrupted."""
 
-KINDS: tuple[Kind, ...] = ("local", "remote")
 DEFAULT_CONFIG = Path("homeserver.yaml")
 
 _DATABASE_YAML = Path("database.yaml")

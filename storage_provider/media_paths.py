@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import NamedTuple, TypeVar
 
 MEDIA_ROOTS = ("local_content/", "local_thumbnails/", "remote_content/", "remote_thumbnail/")
@@ -28,6 +29,9 @@ LEVELS: dict[str, tuple[int | None, ...]] = {
     "remote_thumbnail/": (None, 2, 2, None),
 }
 """The directories below each of `MEDIA_ROOTS`: the lengths of their names, None where any will do."""
+
+# Each file in hand is asked about several times while it is moved, and there are as many as threads.
+_PATHS_REMEMBERED = 128
 
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")
 
@@ -73,6 +77,7 @@ def thumbnail_directory(media: Media) -> str:
     return "/".join(("local_thumbnails" if media.is_local else "remote_thumbnail", *_segments(media)))
 
 
+@lru_cache(_PATHS_REMEMBERED)
 def parse_path(path: str) -> MediaFile | None:
     """What a path or key stands for; None for everything that Synapse would not have written."""
     root, *segments = path.split("/")

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 from backends.base import Backend, ObjectInfo
 from backends.errors import BackendError, ObjectNotFound
-from storage_provider.cache_db import CacheDb, CachedMedia, How, Proof
+from storage_provider.cache_db import KINDS, CacheDb, CachedMedia, How, Proof
 from storage_provider.candidates import NotOnDisk, candidates
 from storage_provider.directories import FileState
 from storage_provider.judgement import Difference, damage, objection
@@ -175,13 +175,7 @@ class Offload:
         """Do it, and tell what was done. Raises `BucketFails`; each round leaves everything consistent."""
         self._left = self.limit
         listings = self._listings(read_ahead=True)
-        if (
-            first := next(self.cache.undeleted("local"), None) or next(self.cache.undeleted("remote"), None)
-        ) is not None:
-            # While the disk is being read.
-            with suppress(UnsafePath):
-                path = content_path(first.media)
-                listings[_root_of(path)].prepare(path)
+        self._prepare(listings)
         threads = ThreadPoolExecutor(self.workers, thread_name_prefix="transfer")
         begun: _Begun | None = None
         try:
@@ -251,6 +245,15 @@ class Offload:
 
     def _listings(self, *, read_ahead: bool) -> dict[str, ListingCursor]:
         return {root: ListingCursor(self.backend, root, read_ahead=read_ahead) for root in MEDIA_ROOTS}
+
+    def _prepare(self, listings: Mapping[str, ListingCursor]) -> None:
+        """Begin to list where the first contents stand, while the disk is being read."""
+        for kind in KINDS:
+            first = next(self.cache.undeleted(kind), None)
+            if first is not None:
+                with suppress(UnsafePath):
+                    path = content_path(first.media)
+                    listings[_root_of(path)].prepare(path)
 
     def _look_up(self, files: Iterable[_File], listings: Mapping[str, ListingCursor]) -> None:
         """See what the listing says of objects, where that is cheaper than asking for each."""

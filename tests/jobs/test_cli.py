@@ -27,6 +27,7 @@ from tests.jobs.media_site import (
     PATIENCE,
     QUICKLY,
     ROOT,
+    SCRIPT,
     WIDELY,
     MediaSite,
     now_ms,
@@ -528,6 +529,20 @@ def test_output_that_cannot_be_written_is_told(site: MediaSite) -> None:
     process.stdout.close()
     process.stdout = None
     assert "closed" in site.finish(process, 1).err
+    with Path("/dev/full").open("w") as full:
+        assert "No space left" in site.run_script("--help", status=3, stdout=full).err
+
+
+@QUICKLY
+@pytest.mark.parametrize(
+    ("arguments", "status"), [("write", 0), ("--help", 0), ("nonsense", 2)], ids=["result", "help", "error"]
+)
+@pytest.mark.parametrize("closed", [">&-", ">&- 2>&-"], ids=["out", "both"])
+def test_output_may_be_closed_from_the_start(site: MediaSite, arguments: str, status: int, closed: str) -> None:
+    make_old_cache(site, ("", "Media000001", "Media000001", "local", False))
+    shell = ["sh", "-c", f'exec "$0" -W error "$1" {arguments} {closed}', sys.executable, str(SCRIPT)]
+    done = subprocess.run(shell, cwd=site.directory, stderr=subprocess.PIPE, text=True, timeout=PATIENCE, check=False)
+    assert (done.returncode, "Traceback" in done.stderr) == (status, False)
 
 
 @QUICKLY
