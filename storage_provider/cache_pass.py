@@ -81,7 +81,7 @@ class CachePass:
     workers: int
     stop: threading.Event
     in_vain: PathMarks
-    """What the bucket was asked about without use: it is not asked again before the next full listing."""
+    """What the bucket was asked about without use: it is not asked again for a day."""
     now: int
     report: PassReport = field(default_factory=PassReport)
     _failures: Failures = field(default_factory=Failures)

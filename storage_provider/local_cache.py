@@ -23,7 +23,7 @@ from storage_provider.restoring import bytes_to_leave
 from storage_provider.settings import ProviderSettings
 from storage_provider.synapse_db import FileRow, SynapseDb
 
-_LISTING_INTERVAL_MS = 24 * 3600 * 1000
+_DAY_MS = 24 * 3600 * 1000
 
 # So much is mended in one pass; the next one finds the rest.
 _DAMAGED_FILES_IN_A_PASS = 1000
@@ -39,6 +39,8 @@ class _Scan:
     missing: PathMarks = field(default_factory=PathMarks)
     bands_with_missing: set[int] = field(default_factory=set)
     damaged: list[DamagedFile] = field(default_factory=list)
+    holds_settled_files: bool = False
+    """Whether there is anything to compare with the bucket: after the disk was lost there is not."""
 
 
 class LocalCache:
@@ -137,7 +139,7 @@ class LocalCache:
         if work.heals:
             self._restore(work, scan, on_disk)
             mend_files(work, scan.damaged)
-            if self._listing_is_due(work.now):
+            if scan.holds_settled_files and self._listing_is_due(work.now):
                 mend_objects(work)
                 work.check_stop()
                 store.set_listed_at(work.now)
@@ -147,8 +149,7 @@ class LocalCache:
             report.room = work.policy.max_size - report.kept.size
 
     def _forget_after_a_day(self, work: CachePass) -> None:
-        is_old = not self._in_vain_since <= work.now < self._in_vain_since + _LISTING_INTERVAL_MS
-        if is_old or (work.heals and self._listing_is_due(work.now)):
+        if not self._in_vain_since <= work.now < self._in_vain_since + _DAY_MS:
             self._in_vain.clear()
             self._in_vain_since = work.now
 
@@ -182,7 +183,7 @@ class LocalCache:
 
     def _listing_is_due(self, now: int) -> bool:
         last = self._store.listed_at()
-        return last is None or not last <= now < last + _LISTING_INTERVAL_MS
+        return last is None or not last <= now < last + _DAY_MS
 
 
 def _take_in(work: CachePass, scan: _Scan, since: int, entry: Entry) -> None:
@@ -197,7 +198,10 @@ def _take_in(work: CachePass, scan: _Scan, since: int, entry: Entry) -> None:
     work.report.kept.add(space_of(size))
     if row is None:
         work.report.without_row.add(size)
-    elif not row.quarantined and file.placed_ms < work.young_since and path not in work.in_vain:
+    elif not row.quarantined and file.placed_ms < work.young_since:
+        scan.holds_settled_files = True
+        if path in work.in_vain:
+            return
         scan.ages.add(work.used(row), size)
         if size != row.length and work.heals and len(scan.damaged) < _DAMAGED_FILES_IN_A_PASS:
             scan.damaged.append(DamagedFile(path, row, file.state))

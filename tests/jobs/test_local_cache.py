@@ -601,10 +601,18 @@ def test_bucket_is_listed_once_a_day_whatever_is_started_anew(site: CacheSite) -
 
 
 @on_sqlite
+def test_bucket_is_not_listed_before_there_are_files_to_compare_with_it(site: CacheSite) -> None:
+    fill(site, 4)
+    wipe(site)
+    assert [site.run_pass().listed for _ in range(3)] == [False, True, False]
+
+
+@on_sqlite
 def test_without_permission_to_list_the_rest_goes_on(site: CacheSite) -> None:
-    site.store.set_offloaded_before(0)
     before = fill(site, 4)
     wipe(site)
+    site.store.set_offloaded_before(0)
+    before[site.add("AnyMedia", b"content")] = b"content"
 
     def refuse(operation: str, key: str) -> None:
         if operation == "list":
@@ -705,7 +713,7 @@ def test_rows_that_lead_out_of_the_store_are_refused(site: CacheSite) -> None:
 @on_sqlite
 def test_keys_of_the_bucket_are_no_paths(site: CacheSite) -> None:
     site.store.set_offloaded_before(0)
-    path = site.add("AnyMedia", b"content", on_disk=False)
+    paths = [site.add("AnyMedia", b"content", on_disk=False), site.add("Another", b"content")]
     keys = [
         "local_content/../../outside",
         "local_content//etc/passwd",
@@ -718,7 +726,7 @@ def test_keys_of_the_bucket_are_no_paths(site: CacheSite) -> None:
     bucket(site).objects.update(dict.fromkeys(keys, b"evil"))
     report = site.run_pass(local_cache={"max_size": "1G"})
     assert report.listed
-    assert site.files() == {path: b"content"}
+    assert site.files() == dict.fromkeys(paths, b"content")
     assert not (site.root.parent / "outside").exists()
 
 
