@@ -5,7 +5,7 @@ The time is that of the whole process, its start-up included. Every run has a bu
 
   fast      many small files to a fast server
   distant   the same, with a server that takes 20 ms longer for every request
-  again     `upload` once more, when all is there
+  again     `upload` once more, when all is there, to either server
   delete    `upload --delete`
   large     a few large files
   memory    a database and a bucket of a million
@@ -124,17 +124,23 @@ def distant(bench: Bench) -> list[Row]:
 
 
 def again(bench: Bench) -> list[Row]:
-    """`upload` when everything is in the bucket already, by the same program."""
+    """`upload` when everything is in the bucket already, by the same program, near by and far away."""
     store = bench.small_files()
     jobs = {tool: bench.site.job(tool, store) for tool in _CONTESTANTS}
     for tool, job in jobs.items():
         say(f"again: {tool.name} uploads for the first time …")
         _upload_all(bench, job)
 
-    def run(tool: Tool) -> Measured:
-        return jobs[tool].upload()
+    what = bench.what("`upload` when all is there")
+    near = bench.compare("again", what, lambda tool: jobs[tool].upload(), 5, minio=20, boto3=20)[0]
+    with DelayingProxy(bench.site.server.endpoint, _DELAY_SECONDS) as proxy:
 
-    return bench.compare("again", bench.what("`upload` when all is there"), run, 5, minio=20, boto3=20)[0]
+        def run_far_away(tool: Tool) -> Measured:
+            return replace(jobs[tool], endpoint=proxy.url).upload()
+
+        what = f"{what}, {_DELAY_SECONDS * 1000:.0f} ms more a request"
+        far_away = bench.compare("again", what, run_far_away, 2, minio=20, boto3=20)[0]
+    return near + far_away
 
 
 def delete(bench: Bench) -> list[Row]:
