@@ -58,8 +58,6 @@ class Contestant:
     def wipe(self) -> None:
         """Lose the local files while Synapse runs, so that the provider is asked for them; `clean_up` frees their space."""
         lose_files(self.homeserver.media_store, but=_OWN_DIRECTORY)
-        # What was written before is not to be written meanwhile.
-        os.sync()
 
     def clean_up(self) -> None:
         for lost in self.homeserver.directory.glob(f"{_LOST}*"):

@@ -65,17 +65,23 @@ class Row:
 
 
 def alternate(
-    contestants: Mapping[str, Callable[[], float]], rounds: int, unit: str, what: str = ""
+    contestants: Mapping[str, Callable[[], float]],
+    rounds: int,
+    unit: str,
+    what: str = "",
+    before: Callable[[], None] = lambda: None,
 ) -> dict[str, Samples]:
     """Measure all contestants in turns; who begins changes from round to round, so that a drift hits all alike.
 
-    Each contestant is a function that prepares, measures and cleans up, and returns what it measured.
+    Each contestant is a function that prepares, measures and cleans up, and returns what it measured. `before` is
+    called before each of them.
     """
     values: dict[str, list[float]] = {name: [] for name in contestants}
     names = list(contestants)
     for number in range(rounds):
         start = number % len(names)
         for name in names[start:] + names[:start]:
+            before()
             values[name].append(contestants[name]())
             say(f"{what} round {number + 1} of {rounds}, {name}: {_number(values[name][-1])} {unit}".lstrip())
     return {name: Samples(name, unit, tuple(found)) for name, found in values.items()}

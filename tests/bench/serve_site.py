@@ -13,6 +13,7 @@ from tests.bench import contestant
 from tests.bench.contestant import Contestant
 from tests.bench.report import say
 from tests.bench.served_media import MediaSet, copy_database, insert_rows
+from tests.bench.settling import Settling
 from tests.provider.fault_proxy import FaultProxy, gets
 from tests.servers import S3Server, ServerPool, ServerUnavailable, make_bucket
 
@@ -63,6 +64,7 @@ class ServeSite:
         self._stalled = MediaSet.make(sizes.stalled, sizes.stalled_bytes, seed=3)
         self._tiny = MediaSet.make(sizes.tiny, 30 << 10, seed=4)
         self._files = directory / "files-of-the-control"
+        self.settle = stack.enter_context(closing(Settling(directory))).settle
 
     # --- media: in the bucket and in the control's directory ---
 
