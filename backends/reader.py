@@ -8,7 +8,7 @@ from typing import Protocol
 from backends.base import ObjectInfo, ObjectReader
 from backends.credentials import Secrets
 from backends.errors import BackendUnavailable, detach, innermost
-from backends.transport import Deadline
+from backends.receiving import Deadline
 
 
 class RawBody(Protocol):

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import http.client
-import io
 import os
 import re
 import socket
@@ -31,42 +30,13 @@ from urllib3.response import BaseHTTPResponse
 from urllib3.util import Timeout, make_headers
 
 from backends.errors import SettingsError
+from backends.receiving import Deadline, ReceivingSocket, set_timeout
 from backends.settings import BucketSettings
 from backends.xml import parse_error
 
 # A socket's time-out spans the whole of one sendall(): sent at once, a part of 8 MiB would need
 # a fast line. In slices of this size it is enough that something moves.
 _SEND_BYTES = 64 << 10
-
-# Room for the headers and all of a small object at once.
-_RECEIVE_BYTES = 64 << 10
-
-# How much longer than it should a socket may wait.
-_TOLERANCE = 1.02
-
-
-class Deadline:
-    """The moment by which something must have happened."""
-
-    def __init__(self, seconds: float) -> None:
-        self.restart(seconds)
-
-    def restart(self, seconds: float) -> None:
-        """Allow `seconds` from now."""
-        self._ends = time.monotonic() + seconds
-
-    def extend(self, seconds: float) -> None:
-        """Allow `seconds` more."""
-        self._ends += seconds
-
-    def remaining(self) -> float:
-        """Seconds left, never 0, which a socket takes for "do not wait" instead of "no time"."""
-        return max(self._ends - time.monotonic(), 0.001)
-
-    @property
-    def passed(self) -> bool:
-        """Whether there is no time left."""
-        return time.monotonic() >= self._ends
 
 
 @dataclass(frozen=True)
@@ -91,50 +61,6 @@ class _State(threading.local):
     """Of the last request; None where the attempt has made none."""
     answer: Answer | None = None
     error: Answer | None = None
-
-
-class _DeadlineStream(io.RawIOBase):
-    """Bytes from a socket, by a deadline: a plain time-out starts again with each byte that trickles in."""
-
-    def __init__(self, raw: Any, sock: socket.socket, deadline: Deadline) -> None:
-        self._raw = raw
-        self._sock = sock
-        self._deadline = deadline
-
-    def readable(self) -> bool:
-        return True
-
-    def readinto(self, buffer: Any) -> int:
-        if self._deadline.passed:
-            raise TimeoutError("timed out")
-        _set_timeout(self._sock, self._deadline.remaining())
-        return cast(int, self._raw.readinto(buffer))
-
-    def close(self) -> None:
-        self._raw.close()
-        super().close()
-
-
-def _set_timeout(sock: socket.socket, seconds: float) -> None:
-    """Let the socket wait for so long, or a little longer where it would do that already.
-
-    To change it is a system call, at which threads may pass Python's lock on, which takes longer than to receive something.
-    """
-    current = sock.gettimeout()
-    if current is None or not seconds <= current <= seconds * _TOLERANCE:
-        sock.settimeout(seconds)
-
-
-class _DeadlineSocket:
-    """Just enough of a socket for `http.client.HTTPResponse`, which calls nothing but makefile()."""
-
-    def __init__(self, sock: socket.socket, deadline: Deadline) -> None:
-        self._sock = sock
-        self._deadline = deadline
-
-    def makefile(self, mode: str) -> io.BufferedReader:
-        raw = self._sock.makefile(mode, buffering=0)  # type: ignore[call-overload]
-        return io.BufferedReader(_DeadlineStream(raw, self._sock, self._deadline), _RECEIVE_BYTES)
 
 
 class _OpenSockets:
@@ -220,7 +146,7 @@ class _DeadlineConnection(HTTPConnection):
             super().send(piece)
             return
         started = time.monotonic()
-        _set_timeout(self.sock, deadline.remaining())
+        set_timeout(self.sock, deadline.remaining())
         super().send(piece)
         deadline.extend(time.monotonic() - started)
 
@@ -231,7 +157,7 @@ class _DeadlineConnection(HTTPConnection):
             seconds = min(seconds, self.state.deadline.remaining())
         reading = Deadline(seconds)
         self.state.reading = reading
-        source = cast(socket.socket, _DeadlineSocket(sock, reading))
+        source = cast(socket.socket, ReceivingSocket(sock, reading))
         return http.client.HTTPResponse(source, *args, **kwargs)
 
 

@@ -16,7 +16,7 @@ import pytest
 from backends import BACKENDS, BucketSettings, open_backend
 from backends.base import Backend
 from backends.errors import AccessDenied, BackendUnavailable
-from backends.transport import Deadline, _DeadlineConnection, environment_proxy
+from backends.transport import _DeadlineConnection, environment_proxy
 from tests.backends.contract import assert_kept_secret
 from tests.backends.scripted_server import Behaviour, Exchange, ScriptedServer, reply, tunnel
 from tests.servers.tls import Certificates
@@ -265,22 +265,6 @@ class Clock:
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.now = 1000.0
         monkeypatch.setattr("backends.transport.time.monotonic", lambda: self.now)
-
-
-def test_a_deadline(monkeypatch: pytest.MonkeyPatch) -> None:
-    clock = Clock(monkeypatch)
-    deadline = Deadline(10)
-    assert deadline.remaining() == 10
-    clock.now += 9
-    assert deadline.remaining() == 1
-    deadline.extend(5)
-    assert deadline.remaining() == 6
-    clock.now += 6
-    assert deadline.passed
-    # A socket takes 0 for "do not wait".
-    assert deadline.remaining() > 0
-    deadline.restart(3)
-    assert deadline.remaining() == 3
 
 
 def test_the_addresses_of_a_dead_host_do_not_add_up(
