@@ -346,6 +346,7 @@ def restore(run: Run, database: SynapseDb, since: timedelta | None, origin: str 
 
     run.check_bucket()
     used_since = None if since is None else int((time.time() - since.total_seconds()) * 1000)
+    _, disk_bytes = run.store.free_space()
     job = restoring.Restore(
         backend=run.backend,
         store=run.store,
@@ -355,7 +356,7 @@ def restore(run: Run, database: SynapseDb, since: timedelta | None, origin: str 
         workers=run.workers,
         used_since=used_since,
         origin=origin,
-        min_free=restoring.bytes_to_leave(run.settings, run.store),
+        min_free=restoring.bytes_to_leave(run.settings, disk_bytes),
     )
     restored = size = missing = failed = 0
     with run.output.bar(None, "files") as bar:

@@ -189,6 +189,8 @@ class _Moved:
     """Bytes."""
     latest: bytes = b""
     """The end of it, for readers that keep up."""
+    error: Exception | None = None
+    """What ended it."""
 
 
 @dataclass(frozen=True)
@@ -333,7 +335,7 @@ class _Download:
         if file is None:
             return _Opened(info, reader=reader)
         try:
-            return _Opened(info, self._transfer(reader, file, 0, seconds=0), reader=reader, file=file)
+            return _Opened(info, self._transfer(reader, file, 0), reader=reader, file=file)
         except BaseException as error:
             reader.close()
             file.discard()
@@ -364,30 +366,38 @@ class _Download:
     def _move(self) -> None:
         self._is_moving = True
         reader, file = _present(self._reader), _present(self._file)
-        step = partial(self._transfer, reader, file, self._available, seconds=_TURN_SECONDS)
+        step = partial(self._transfer, reader, file, self._available)
         is_waited_for = self._copies > 0 or self._available - self._read_up_to < _FAR_AHEAD_BYTES
         move = self._downloads.move_in_thread if is_waited_for else self._downloads.move_unhurriedly
         move(step).addCallbacks(self._has_moved, self._has_failed)
 
-    def _transfer(self, reader: ResumingReader, file: TemporaryFile, offset: int, *, seconds: float) -> _Moved:
-        """Move bytes into the file for so long, at least once; in a thread."""
+    def _transfer(self, reader: ResumingReader, file: TemporaryFile, offset: int) -> _Moved:
+        """Move bytes into the file for a while, at least once; in a thread. An error is raised where none came."""
         began = started = time.monotonic()
-        count = 0
-        while chunk := reader.read(self._step_bytes):
-            self._digest.update(chunk)
-            file.write_at(chunk, offset + count)
-            count += len(chunk)
-            now = time.monotonic()
-            self._step_bytes = _LARGEST_STEP if now - started < _SLOW_SECONDS else _SMALLEST_STEP
-            if now - began >= seconds:
-                break
-            started = now
-        return _Moved(count, chunk)
+        count, latest = 0, b""
+        try:
+            while chunk := reader.read(self._step_bytes):
+                self._digest.update(chunk)
+                file.write_at(chunk, offset + count)
+                count, latest = count + len(chunk), chunk
+                now = time.monotonic()
+                self._step_bytes = _LARGEST_STEP if now - started < _SLOW_SECONDS else _SMALLEST_STEP
+                if now - began >= _TURN_SECONDS:
+                    break
+                started = now
+        except Exception as error:
+            if not count:
+                raise
+            return _Moved(count, latest, error)
+        return _Moved(count, latest)
 
     def _has_moved(self, moved: _Moved) -> None:
-        self._is_moving = False
         self._available += moved.count
         self._latest, self._latest_at = moved.latest, self._available - len(moved.latest)
+        if moved.error is not None:
+            self._has_failed(Failure(moved.error))  # type: ignore[no-untyped-call]
+            return
+        self._is_moving = False
         if self._is_whole:
             # Readers that stall keep the download, but need not keep this.
             self._latest = b""
@@ -475,7 +485,7 @@ class _Download:
         That is no more than Synapse itself does there, who looks for files and opens them.
         """
         try:
-            _present(self._file).link(self.path)
+            _present(self._file).link()
         except FileNotFoundError as error:
             # A directory has just been pruned.
             self._is_prepared = False
@@ -504,6 +514,7 @@ class _Download:
 
     def _has_place(self) -> None:
         self._placements += 1
+        self._is_prepared = False
         self._is_to_stay = False
         self._downloads.forget(self)
         self._changed.fire()

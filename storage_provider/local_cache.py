@@ -102,7 +102,8 @@ class LocalCache:
         """
         started = time.monotonic()
         self.prepare()
-        policy = CachePolicy.of(self._settings.local_cache, bytes_to_leave(self._settings, self._store))
+        _, total = self._store.free_space()
+        policy = CachePolicy.of(self._settings.local_cache, bytes_to_leave(self._settings, total))
         with (
             self._connect() as database,
             ThreadPoolExecutor(self._workers, thread_name_prefix="s3-media-cache") as threads,

@@ -363,11 +363,12 @@ class MediaStore:
 
     @cached_property
     def _adopter(self) -> tuple[int, int] | None:
-        """User and group of the store, for root alone: Synapse could not write into what root creates."""
+        """User and group of the store, for root alone: another Synapse could not write into what root creates."""
         if os.geteuid() != 0:
             return None
-        owner = self.root.stat()
-        return owner.st_uid, owner.st_gid
+        status = self.root.stat()
+        owner = status.st_uid, status.st_gid
+        return owner if owner != (0, os.getegid()) else None
 
 
 def _walk(directory: int, path: str, levels: tuple[int | None, ...]) -> Iterator[tuple[int, str]]:

@@ -38,8 +38,8 @@ class ReadThrough:
 
     def choose(self, contents: Mapping[str, Digest]) -> set[str]:
         """The paths of those whole downloads that may stay; their room is taken then."""
-        free, _ = self._store.free_space()
-        if free < bytes_to_leave(self._settings, self._store):
+        free, total = self._store.free_space()
+        if free < bytes_to_leave(self._settings, total):
             return set()
         known = self._known_media.known_of(contents)
         chosen = {path for path in known if self._take(contents[path].length, force=False)}

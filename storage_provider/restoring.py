@@ -171,10 +171,9 @@ def _files(stored: StoredMedia) -> Iterator[_Wanted]:
         yield _Wanted(stored, tuple(f"{directory}/{each}" for each in names), length, None, is_content=False)
 
 
-def bytes_to_leave(settings: ProviderSettings, store: MediaStore) -> int:
-    """How many bytes of the disk are to stay free, by `local_cache.min_free_space`."""
+def bytes_to_leave(settings: ProviderSettings, total: int) -> int:
+    """How many bytes of a disk that has room for `total` are to stay free, by `local_cache.min_free_space`."""
     wanted = (settings.local_cache or LocalCacheSettings.parse({})).min_free_space
     if isinstance(wanted, int):
         return wanted
-    _, total = store.free_space()
     return total * int(wanted.rstrip("%")) // 100

@@ -40,6 +40,7 @@ class TemporaryFile:
         self.file = file
         self._store = store
         self._name = name
+        self._destination: Name | None = None
         self._is_finished = False
         self._is_synced = False
 
@@ -81,38 +82,49 @@ class TemporaryFile:
 
         Raises `FileExistsError` where there is a file already. The file stays open.
         """
+        *directories, name = segments_of(path)
         self.sync(mtime)
         for _ in range(_PLACE_ATTEMPTS):
-            with contextlib.suppress(FileNotFoundError):
-                return self._link(path, make=True)
+            try:
+                with self._store.directory(directories, make=True) as parent:
+                    self._give_name(Name(parent, name))
+            except FileNotFoundError:
+                continue
+            except FileExistsError:
+                raise FileExistsError(errno.EEXIST, "there is such a file already", path) from None
+            return FileState.of(self.file)
         raise FileNotFoundError(errno.ENOENT, "its directory is removed again and again", path)
 
     def prepare(self, path: str) -> None:
         """Do the slow part of `place`: bring the content to the disk, and make the directories."""
-        *directories, _ = segments_of(path)
-        self.sync()
-        with self._store.directory(directories, make=True):
-            pass
-
-    def link(self, path: str) -> FileState:
-        """Do the rest of `place`, which takes microseconds and is all or nothing.
-
-        Raises `FileNotFoundError` where a directory has been removed since `prepare`.
-        """
-        return self._link(path, make=False)
-
-    def _link(self, path: str, *, make: bool) -> FileState:
         *directories, name = segments_of(path)
-        with self._store.directory(directories, make=make) as parent:
-            try:
-                if self._name is None:
-                    give_name(self.file, name, parent)
-                else:
-                    source, old = self._name.directory, self._name.name
-                    os.link(old, name, src_dir_fd=source, dst_dir_fd=parent, follow_symlinks=False)
-            except FileExistsError:
-                raise FileExistsError(errno.EEXIST, "there is such a file already", path) from None
-        return FileState.of(self.file)
+        self.sync()
+        with self._store.directory(directories, make=True) as parent:
+            self._forget_destination()
+            self._destination = Name(os.dup(parent), name)
+
+    def link(self) -> None:
+        """Do the rest of `place`, once, which takes microseconds and is all or nothing.
+
+        Raises `FileNotFoundError` where its directory has been removed since `prepare`, and `FileExistsError` where
+        there is a file already.
+        """
+        if self._destination is None:
+            raise RuntimeError("the file has not been prepared for its place")
+        self._give_name(self._destination)
+        self._forget_destination()
+
+    def _give_name(self, given: Name) -> None:
+        if self._name is None:
+            give_name(self.file, given.name, given.directory)
+        else:
+            source, old = self._name.directory, self._name.name
+            os.link(old, given.name, src_dir_fd=source, dst_dir_fd=given.directory, follow_symlinks=False)
+
+    def _forget_destination(self) -> None:
+        destination, self._destination = self._destination, None
+        if destination is not None:
+            os.close(destination.directory)
 
     def replace(self, path: str, expected: FileState, mtime: float | None = None) -> FileState | None:
         """Take the place of a file, at once, if that still has the expected state; None where it has not.
@@ -137,6 +149,7 @@ class TemporaryFile:
         """Close the file, and forget what has not been put in place; may be called twice, but not at once."""
         if self.file.closed:
             return
+        self._forget_destination()
         if self._name is not None:
             with contextlib.suppress(OSError):
                 os.unlink(self._name.name, dir_fd=self._name.directory)

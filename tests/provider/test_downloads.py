@@ -169,6 +169,11 @@ def one_step_a_turn(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("storage_provider.downloads._TURN_SECONDS", 0)
 
 
+@pytest.fixture
+def all_steps_in_one_turn(one_step_a_turn: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("storage_provider.downloads._TURN_SECONDS", 3600)
+
+
 # --- one download for all ---
 
 
@@ -296,6 +301,22 @@ def test_content_that_cannot_be_had_is_an_error_to_all_readers_after_what_there_
         world.take()
     world.end(*sources)
     assert not world.file.exists()
+    world.assert_nothing_is_held()
+
+
+@pytest.mark.usefixtures("all_steps_in_one_turn")
+def test_what_came_with_the_headers_before_an_error_is_not_lost(world: World) -> None:
+    world.bucket.objects[PATH] = LARGE
+    world.bucket.breaks_at = [BREAK] * 3
+    source = world.fetch()
+    content = b""
+    with pytest.raises(BackendUnavailable):
+        while True:
+            content += world.read(source)
+    assert len(content) > BREAK - CHUNK_BYTES
+    assert LARGE.startswith(content)
+    world.take()
+    world.end(source)
     world.assert_nothing_is_held()
 
 
@@ -442,8 +463,11 @@ def test_directories_that_are_pruned_meanwhile_are_made_again(world: World) -> N
 def test_directories_that_are_pruned_again_and_again_are_given_up(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def prepare(_file: TemporaryFile, _path: str) -> None:
-        """Makes directories that are gone at once."""
+    really_prepare = TemporaryFile.prepare
+
+    def prepare(file: TemporaryFile, path: str) -> None:
+        really_prepare(file, path)
+        world.file.parent.rmdir()
 
     monkeypatch.setattr(TemporaryFile, "prepare", prepare)
     world.bucket.objects[PATH] = LARGE
@@ -643,6 +667,20 @@ def test_when_the_disk_takes_no_more_readers_go_on_from_the_bucket_where_they_ar
     for source in sources:
         world.take()
         world.end(source)
+    world.assert_nothing_is_held()
+
+
+@pytest.mark.usefixtures("all_steps_in_one_turn")
+def test_when_the_disk_takes_no_more_while_the_headers_come_the_bucket_is_read_on(
+    world: World, failing_disk: Callable[[int], None]
+) -> None:
+    failing_disk(BREAK)
+    world.bucket.objects[PATH] = LARGE
+    source = world.fetch()
+    assert world.read_all(source) == LARGE
+    assert not world.file.exists()
+    world.take()
+    world.end(source)
     world.assert_nothing_is_held()
 
 

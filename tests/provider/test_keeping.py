@@ -95,7 +95,7 @@ def world(tmp_path: Path) -> Iterator[World]:
 def test_a_file_needs_no_more_than_its_name(world: World) -> None:
     world.prepare(0)
     world.work()
-    world.file(0).link(path_of(0))
+    world.file(0).link()
     assert (world.store.root / path_of(0)).read_bytes() == CONTENT
 
 
