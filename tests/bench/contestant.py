@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import re
-import shutil
 import signal
 import tempfile
 import time
@@ -56,12 +55,8 @@ class Contestant:
         self.homeserver.stop()
 
     def wipe(self) -> None:
-        """Lose the local files while Synapse runs, so that the provider is asked for them; `clean_up` frees their space."""
+        """Lose the local files while Synapse runs, so that the provider is asked for them."""
         lose_files(self.homeserver.media_store, but=_OWN_DIRECTORY)
-
-    def clean_up(self) -> None:
-        for lost in self.homeserver.directory.glob(f"{_LOST}*"):
-            shutil.rmtree(lost)
 
     def download(
         self,
@@ -86,7 +81,6 @@ class Contestant:
         time.sleep(_SETTLE_SECONDS)
         if occasion is not None:
             self.note_block(occasion)
-        self.clean_up()
         return outcome
 
     # --- what its process tells ---
@@ -123,7 +117,7 @@ class Contestant:
 def lose_files(directory: Path, but: str | None = None) -> None:
     """Empty a directory, of all but one name; what was in it lies beside it then.
 
-    It is not deleted: for minutes after many deletions, ext4 takes longer to make files.
+    It is not deleted before all is over: for minutes after many deletions, ext4 takes longer to make files.
     """
     lost = Path(tempfile.mkdtemp(prefix=_LOST, dir=directory.parent))
     for path in directory.iterdir():

@@ -192,7 +192,9 @@ def stalled(site: ServeSite, options: Options) -> list[Row]:
         longest = alternate(runs, options.rounds_or(_STALLED_ROUNDS), "s", what, site.settle)
         rows.append(value(f"{what}: longest answer to others, ours", longest["ours"], at_most=MOST_SECONDS))
         rows.append(value(f"{what}: longest answer to others, the control", longest["control"]))
-        theirs = alternate({"theirs": partial(_answers, site.theirs, site, ids, what)}, 1, "s", what, site.settle)["theirs"]
+        theirs = alternate({"theirs": partial(_answers, site.theirs, site, ids, what)}, 1, "s", what, site.settle)[
+            "theirs"
+        ]
         rows.append(value(f"{what}: longest answer to others, theirs", theirs))
     return rows
 

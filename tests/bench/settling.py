@@ -27,7 +27,7 @@ class Settling:
 
     def __init__(self, directory: Path) -> None:
         """`directory` is on a disk, whose files the system caches; it needs no room there."""
-        self._file = tempfile.TemporaryFile(dir=directory)
+        self._file = tempfile.TemporaryFile(dir=directory)  # noqa: SIM115
         os.truncate(self._file.fileno(), _FILE_BYTES)
         self._offset = 0
         self._buffer = memoryview(bytearray(_STEP_BYTES))
