@@ -128,8 +128,16 @@ class Downloads:
 
     # --- for a download ---
 
-    def open_in_thread(self, function: Callable[[], Any]) -> Deferred[Any]:
-        return deferToThreadPool(self._reactor, self._threads.opening, function)
+    def open_in_thread(self, function: Callable[[float], Any]) -> Deferred[Any]:
+        """Call a function with the seconds for which it may go on with the content when the object is open.
+
+        A thread of those that move content does both where one is free. If none is, those that open objects must not
+        wait for content that does not come.
+        """
+        moving = self._threads.moving
+        if len(moving.working) < moving.max:
+            return deferToThreadPool(self._reactor, moving, function, _TURN_SECONDS)
+        return deferToThreadPool(self._reactor, self._threads.opening, function, 0)
 
     def move_in_thread(self, function: Callable[[], Any]) -> Deferred[Any]:
         return deferToThreadPool(self._reactor, self._threads.moving, function)
@@ -322,8 +330,8 @@ class _Download:
 
     # --- from the bucket into the file ---
 
-    def _open(self) -> _Opened:
-        """Ask for the object, and fetch its beginning; in a thread."""
+    def _open(self, seconds: float) -> _Opened:
+        """Ask for the object, and fetch its beginning, going on for so long; in a thread."""
         backend = self._downloads.backend
         opened = backend.open(self.path)
         info, reader = opened.info, ResumingReader(backend, opened.info, 0, opened)
@@ -335,7 +343,7 @@ class _Download:
         if file is None:
             return _Opened(info, reader=reader)
         try:
-            return _Opened(info, self._transfer(reader, file, 0), reader=reader, file=file)
+            return _Opened(info, self._transfer(reader, file, 0, seconds), reader=reader, file=file)
         except BaseException as error:
             reader.close()
             file.discard()
@@ -366,13 +374,13 @@ class _Download:
     def _move(self) -> None:
         self._is_moving = True
         reader, file = _present(self._reader), _present(self._file)
-        step = partial(self._transfer, reader, file, self._available)
+        step = partial(self._transfer, reader, file, self._available, _TURN_SECONDS)
         is_waited_for = self._copies > 0 or self._available - self._read_up_to < _FAR_AHEAD_BYTES
         move = self._downloads.move_in_thread if is_waited_for else self._downloads.move_unhurriedly
         move(step).addCallbacks(self._has_moved, self._has_failed)
 
-    def _transfer(self, reader: ResumingReader, file: TemporaryFile, offset: int) -> _Moved:
-        """Move bytes into the file for a while, at least once; in a thread. An error is raised where none came."""
+    def _transfer(self, reader: ResumingReader, file: TemporaryFile, offset: int, seconds: float) -> _Moved:
+        """Move bytes into the file for so long, at least once; in a thread. An error is raised where none came."""
         began = started = time.monotonic()
         count, latest = 0, b""
         try:
@@ -382,7 +390,7 @@ class _Download:
                 count, latest = count + len(chunk), chunk
                 now = time.monotonic()
                 self._step_bytes = _LARGEST_STEP if now - started < _SLOW_SECONDS else _SMALLEST_STEP
-                if now - began >= _TURN_SECONDS:
+                if now - began >= seconds:
                     break
                 started = now
         except Exception as error:

@@ -74,7 +74,10 @@ class ScriptedBucket:
 class ManualThreads:
     """A thread pool whose work is done by the thread that calls `work`."""
 
+    max = 1
+
     def __init__(self) -> None:
+        self.working: list[None] = [None]
         self._waiting: deque[Callable[[], None]] = deque()
 
     def __len__(self) -> int:

@@ -73,6 +73,8 @@ class World:
         """A source whose headers are in, and none of a large content."""
         fetching = self.begin_fetch()
         self.opening.work()
+        if not fetching.called:
+            self.moving.work(1)
         source = now(fetching)
         assert source is not None
         return source
@@ -170,8 +172,9 @@ def one_step_a_turn(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture
-def all_steps_in_one_turn(one_step_a_turn: None, monkeypatch: pytest.MonkeyPatch) -> None:
+def all_steps_in_one_turn(world: World, one_step_a_turn: None, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("storage_provider.downloads._TURN_SECONDS", 3600)
+    world.moving.working.clear()
 
 
 # --- one download for all ---
@@ -229,6 +232,25 @@ def test_a_reader_that_stalls_holds_up_nobody_and_no_thread(world: World) -> Non
     assert begun + world.read_all(stalled) == LARGE
     world.end(stalled)
     world.assert_nothing_is_held()
+
+
+@pytest.mark.usefixtures("all_steps_in_one_turn")
+def test_a_thread_that_moves_content_opens_the_object_and_goes_on_with_it_where_one_is_free(world: World) -> None:
+    world.bucket.objects[PATH] = LARGE
+    fetching = world.begin_fetch()
+    assert not len(world.opening)
+    world.moving.work(1)
+    assert now(fetching) is not None
+    assert world.bucket.readers[0].position == len(LARGE)
+
+
+@pytest.mark.usefixtures("all_steps_in_one_turn")
+def test_a_thread_that_opens_objects_does_not_go_on_with_the_content(world: World) -> None:
+    world.moving.working.append(None)
+    world.bucket.objects[PATH] = LARGE
+    world.begin_fetch()
+    world.opening.work()
+    assert 0 < world.bucket.readers[0].position < CHUNK_BYTES
 
 
 def test_of_downloads_that_nobody_waits_for_few_move_at_a_time(world: World) -> None:
