@@ -99,7 +99,7 @@ def again(site: ServeSite, options: Options) -> list[Row]:
     runs: dict[str, Callable[[], float]] = {
         each.name: partial(_second_downloads, each, site.small, ids, what) for each in (site.theirs, site.ours)
     }
-    runs["local"] = partial(_speed, site.control, site.small, ids, what)
+    runs["local"] = partial(_again, site.control, site.small, ids, what)
     speed = alternate(runs, options.rounds_or(_ROUNDS), "MiB/s", what, site.settle)
     rows.append(ratio(f"{what}: throughput against local files", speed["ours"], speed["local"], at_least=0.95))
     rows.append(ratio(f"{what}: throughput against theirs", speed["ours"], speed["theirs"]))
@@ -108,11 +108,11 @@ def again(site: ServeSite, options: Options) -> list[Row]:
 
 def _second_downloads(each: Contestant, media: MediaSet, ids: list[str], what: str) -> float:
     each.wipe()
+    return _again(each, media, ids, what)
+
+
+def _again(each: Contestant, media: MediaSet, ids: list[str], what: str) -> float:
     each.download(media, ids, 8, f"{what} (the first)")
-    return _speed(each, media, ids, what)
-
-
-def _speed(each: Contestant, media: MediaSet, ids: list[str], what: str) -> float:
     return len(ids) * media.size / MIB / each.download(media, ids, 8, what).seconds
 
 
