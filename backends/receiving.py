@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import io
+import os
+import re
 import socket
 import ssl
+import sys
 import time
 from collections.abc import Iterator
 from typing import Any, cast
@@ -15,6 +18,18 @@ _BUFFER_BYTES = 64 << 10
 
 # How much longer than it should a socket may wait.
 _TOLERANCE = 1.02
+
+# The socket's buffer grows with what is waited for, and stays so.
+_MOST_AT_ONCE = 1 << 20
+
+
+def _wakes_in_time() -> bool:
+    """Whether no socket sleeps on with a full buffer, as those of Linux could before 5.12 (commit f969dc5a8857)."""
+    found = re.match(r"(\d+)\.(\d+)", os.uname().release)
+    return sys.platform == "linux" and found is not None and (int(found[1]), int(found[2])) >= (5, 12)
+
+
+_WAKES_IN_TIME = _wakes_in_time()
 
 
 class Deadline:
@@ -71,7 +86,9 @@ class _Stream(io.RawIOBase):
         self._sock = sock
         self._deadline = deadline
         # What OpenSSL has taken from the socket already would be waited for in vain.
-        self._can_wait_for_all = isinstance(sock, socket.socket) and not isinstance(sock, ssl.SSLSocket)
+        self._can_wait_for_all = (
+            _WAKES_IN_TIME and isinstance(sock, socket.socket) and not isinstance(sock, ssl.SSLSocket)
+        )
         self._waits_for_all = False
 
     def readable(self) -> bool:
@@ -109,10 +126,10 @@ class _Stream(io.RawIOBase):
 def _wake_at(sock: socket.socket, count: int) -> None:
     """Let the socket count as readable when so many bytes are there, or it has ended, or there is no room for more.
 
-    https://man7.org/linux/man-pages/man7/socket.7.html, SO_RCVLOWAT; where it does not work, fewer are received.
+    https://man7.org/linux/man-pages/man7/socket.7.html, SO_RCVLOWAT.
     """
     with contextlib.suppress(OSError):
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVLOWAT, count)
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVLOWAT, min(count, _MOST_AT_ONCE))
 
 
 class _ReceivedFile(io.BufferedReader):

@@ -131,11 +131,11 @@ class Downloads:
     def open_in_thread(self, function: Callable[[float], Any]) -> Deferred[Any]:
         """Call a function with the seconds for which it may go on with the content when the object is open.
 
-        A thread of those that move content does both where one is free. If none is, those that open objects must not
+        A thread of those that move content does both while fewer than half of them are at work. If more are, those that open objects must not
         wait for content that does not come.
         """
         moving = self._threads.moving
-        if len(moving.working) < moving.max:
+        if len(moving.working) < moving.max // 2:
             return deferToThreadPool(self._reactor, moving, function, _TURN_SECONDS)
         return deferToThreadPool(self._reactor, self._threads.opening, function, 0)
 

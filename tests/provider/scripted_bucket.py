@@ -74,7 +74,7 @@ class ScriptedBucket:
 class ManualThreads:
     """A thread pool whose work is done by the thread that calls `work`."""
 
-    max = 1
+    max = 2
 
     def __init__(self) -> None:
         self.working: list[None] = [None]
