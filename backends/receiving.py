@@ -86,7 +86,7 @@ class _Stream(io.RawIOBase):
         self._sock = sock
         self._deadline = deadline
         # What OpenSSL has taken from the socket already would be waited for in vain.
-        self._can_wait_for_all = (
+        self.can_wait_for_all = (
             _WAKES_IN_TIME and isinstance(sock, socket.socket) and not isinstance(sock, ssl.SSLSocket)
         )
         self._waits_for_all = False
@@ -108,11 +108,11 @@ class _Stream(io.RawIOBase):
 
     @contextlib.contextmanager
     def waiting_for_all(self) -> Iterator[None]:
-        """Within the block, let all that is read come in one piece where that is possible, or at the end what there is.
+        """Within the block, let what is read come in one piece, shorter only where the stream ends.
 
         It comes in a few pieces otherwise, and at each of them threads may pass Python's lock on.
         """
-        self._waits_for_all = self._can_wait_for_all
+        self._waits_for_all = True
         try:
             yield
         finally:
@@ -124,16 +124,16 @@ class _Stream(io.RawIOBase):
 
 
 def _wake_at(sock: socket.socket, count: int) -> None:
-    """Let the socket count as readable when so many bytes are there, or it has ended, or there is no room for more.
+    """Let the socket count as readable when so many bytes are there, or it has ended.
 
-    https://man7.org/linux/man-pages/man7/socket.7.html, SO_RCVLOWAT.
+    https://man7.org/linux/man-pages/man7/socket.7.html, SO_RCVLOWAT; since Linux 5.12 also when there is no room for more.
     """
     with contextlib.suppress(OSError):
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVLOWAT, min(count, _MOST_AT_ONCE))
 
 
 class _ReceivedFile(io.BufferedReader):
-    """A buffer for headers and small content, past which large pieces are read."""
+    """A buffer for headers and small content; large pieces are received without it, after what it holds."""
 
     raw: _Stream
 
@@ -142,11 +142,11 @@ class _ReceivedFile(io.BufferedReader):
 
     def read(self, size: int | None = -1, /) -> bytes:
         """Read so many bytes, fewer only at the end, as from any buffered file."""
-        if size is None or size <= _BUFFER_BYTES:
+        if size is None or size <= _BUFFER_BYTES or not self.raw.can_wait_for_all:
             return super().read(size)
         pieces = []
         with self.raw.waiting_for_all():
-            # The first of them may come from the buffer, which is empty then.
+            # The first of them may come from the buffer, which is empty afterwards.
             while size > 0 and (piece := self.read1(size)):
                 pieces.append(piece)
                 size -= len(piece)

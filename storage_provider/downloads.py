@@ -131,8 +131,8 @@ class Downloads:
     def open_in_thread(self, function: Callable[[float], Any]) -> Deferred[Any]:
         """Call a function with the seconds for which it may go on with the content when the object is open.
 
-        A thread of those that move content does both while fewer than half of them are at work. If more are, those that open objects must not
-        wait for content that does not come.
+        A thread of those that move content does both while fewer than half of them are at work. Those that open
+        objects must not wait for more than the beginning of a content that does not come.
         """
         moving = self._threads.moving
         if len(moving.working) < moving.max // 2:
@@ -198,7 +198,7 @@ class _Moved:
     latest: bytes = b""
     """The end of it, for readers that keep up."""
     error: Exception | None = None
-    """What ended it."""
+    """What kept it from going on after these bytes."""
 
 
 @dataclass(frozen=True)
@@ -331,7 +331,7 @@ class _Download:
     # --- from the bucket into the file ---
 
     def _open(self, seconds: float) -> _Opened:
-        """Ask for the object, and fetch its beginning, going on for so long; in a thread."""
+        """Ask for the object, fetch its beginning, and go on with it for some seconds, where 0 is one step; in a thread."""
         backend = self._downloads.backend
         opened = backend.open(self.path)
         info, reader = opened.info, ResumingReader(backend, opened.info, 0, opened)
@@ -380,7 +380,10 @@ class _Download:
         move(step).addCallbacks(self._has_moved, self._has_failed)
 
     def _transfer(self, reader: ResumingReader, file: TemporaryFile, offset: int, seconds: float) -> _Moved:
-        """Move bytes into the file for so long, at least once; in a thread. An error is raised where none came."""
+        """Move bytes into the file for so long, at least once; in a thread.
+
+        An error is raised only if no bytes came before it; else it is in the result.
+        """
         began = started = time.monotonic()
         count, latest = 0, b""
         try:

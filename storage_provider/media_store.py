@@ -363,7 +363,7 @@ class MediaStore:
 
     @cached_property
     def _adopter(self) -> tuple[int, int] | None:
-        """User and group of the store, for root alone: another Synapse could not write into what root creates."""
+        """User and group of the store, for root alone: a Synapse that runs as somebody else could not write there."""
         if os.geteuid() != 0:
             return None
         status = self.root.stat()

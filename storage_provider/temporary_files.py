@@ -96,7 +96,10 @@ class TemporaryFile:
         raise FileNotFoundError(errno.ENOENT, "its directory is removed again and again", path)
 
     def prepare(self, path: str) -> None:
-        """Do the slow part of `place`: bring the content to the disk, and make the directories."""
+        """Do the slow part of `place`: bring the content to the disk, and make the directories.
+
+        The file's directory stays open until `link` or `discard`.
+        """
         *directories, name = segments_of(path)
         self.sync()
         with self._store.directory(directories, make=True) as parent:
@@ -104,7 +107,7 @@ class TemporaryFile:
             self._destination = Name(os.dup(parent), name)
 
     def link(self) -> None:
-        """Do the rest of `place`, once, which takes microseconds and is all or nothing.
+        """Do the rest of `place`, which takes microseconds and is all or nothing; it succeeds once after each `prepare`.
 
         Raises `FileNotFoundError` where its directory has been removed since `prepare`, and `FileExistsError` where
         there is a file already.

@@ -9,11 +9,13 @@ from pathlib import Path
 
 _STEP_BYTES = 1 << 20
 
-# No file is as long as what is read of this one; only its holes are.
+# Far more than is ever read; it is all hole and takes no room.
 _FILE_BYTES = 8 << 40
 
-# The system frees memory while it is filled, and keeps some free.
+# The system keeps some free.
 _LEFT_BYTES = 256 << 20
+
+# It also frees some while memory is filled.
 _PASSES = 3
 
 

@@ -104,6 +104,13 @@ class World:
             content += chunk
         return content
 
+    def read_until_it_fails(self, source: ChunkSource) -> bytes:
+        content = b""
+        with pytest.raises(BackendUnavailable):
+            while True:
+                content += self.read(source)
+        return content
+
     def read(self, source: ChunkSource) -> bytes:
         reading = begin(source.read())
         self.work()
@@ -314,10 +321,7 @@ def test_content_that_cannot_be_had_is_an_error_to_all_readers_after_what_there_
     world.bucket.breaks_at = [BREAK] * 10
     sources = [world.fetch() for _ in range(3)]
     for source in sources:
-        content = b""
-        with pytest.raises(BackendUnavailable):
-            while True:
-                content += world.read(source)
+        content = world.read_until_it_fails(source)
         assert content
         assert LARGE.startswith(content)
         world.take()
@@ -331,10 +335,7 @@ def test_what_came_with_the_headers_before_an_error_is_not_lost(world: World) ->
     world.bucket.objects[PATH] = LARGE
     world.bucket.breaks_at = [BREAK] * 3
     source = world.fetch()
-    content = b""
-    with pytest.raises(BackendUnavailable):
-        while True:
-            content += world.read(source)
+    content = world.read_until_it_fails(source)
     assert len(content) > BREAK - CHUNK_BYTES
     assert LARGE.startswith(content)
     world.take()
