@@ -8,13 +8,14 @@ Synapse itself serves the next request.
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import logging
 import os
 import time
 from collections import deque
 from collections.abc import Callable, Collection, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, TypeVar
 
@@ -40,6 +41,9 @@ Value = TypeVar("Value")
 
 # A thread goes on for so long before it returns to the reactor: a change of threads costs as much as moving 100 KiB.
 _TURN_SECONDS = 0.01
+
+# Where a turn is long in coming, readers are shown what it has brought so far.
+_LOOK_SECONDS = 0.1
 
 # What it reads at once: little, so that the first bytes come early and a slow line lets readers go on often, and more
 # where that is quick.
@@ -166,6 +170,9 @@ class Downloads:
     def do_in_background(self, function: Callable[[], Any]) -> Deferred[Any]:
         return deferToThreadPool(self._reactor, self._threads.background, function)
 
+    def look_later(self, function: Callable[[], None]) -> None:
+        self._reactor.callLater(_LOOK_SECONDS, function)
+
     def read_cached(self, descriptor: int, length: int, offset: int) -> bytes | None:
         """What memory holds of a file; None where the disk would have to be waited for, or nobody can tell."""
         if _NOT_WAITING is None:
@@ -193,10 +200,10 @@ class Downloads:
 class _Moved:
     """What a thread has brought."""
 
-    count: int
-    """Bytes."""
+    end: int = 0
+    """The bytes that there are by now, from the beginning of the object on."""
     latest: bytes = b""
-    """The end of it, for readers that keep up."""
+    """The end of them, for readers that keep up."""
     error: Exception | None = None
     """What kept it from going on after these bytes."""
 
@@ -206,7 +213,7 @@ class _Opened:
     """An object whose headers are in."""
 
     info: ObjectInfo
-    moved: _Moved = _Moved(0)
+    moved: _Moved = _Moved()
     content: bytes | None = None
     """All of a small object."""
     reader: ResumingReader | None = None
@@ -233,10 +240,13 @@ class _Download:
         self._step_bytes = _SMALLEST_STEP
         self._changed = Signal()
         self._latest = b""
-        self._latest_at = 0
         self._read_up_to = 0
         self._users = 0
         self._is_moving = True
+        # What a turn that is under way has brought so far; its thread puts it here.
+        self._beginning: _Opened | None = None
+        self._so_far = _Moved()
+        self._will_look = False
         # About its place in the media store:
         self._copies = 0
         self._placements = 0
@@ -246,6 +256,7 @@ class _Download:
         self._is_prepared = False
         self._place_error: Exception | None = None
         downloads.open_in_thread(self._open).addCallbacks(self._has_opened, self._has_failed)
+        self._look_later()
 
     @property
     def info(self) -> ObjectInfo:
@@ -264,9 +275,9 @@ class _Download:
         try:
             while self._info is None and self._error is None:
                 await self._changed.wait()
-            if isinstance(self._error, ObjectNotFound):
-                return None
             if self._info is None:
+                if isinstance(self._error, ObjectNotFound):
+                    return None
                 raise _present(self._error)
             if self._content is None and self._file is None:
                 reader, self._reader = self._reader, None
@@ -302,8 +313,9 @@ class _Download:
         length = min(CHUNK_BYTES, self._available - offset)
         if self._content is not None:
             return self._content[offset : offset + length]
-        if 0 <= offset - self._latest_at < len(self._latest):
-            return self._latest[offset - self._latest_at :][:length]
+        latest_at = self._available - len(self._latest)
+        if latest_at <= offset:
+            return self._latest[offset - latest_at :][:length]
         descriptor = _present(self._file).file.fileno()
         chunk = self._downloads.read_cached(descriptor, length, offset)
         if chunk is None:
@@ -333,23 +345,26 @@ class _Download:
     def _open(self, seconds: float) -> _Opened:
         """Ask for the object, fetch its beginning, and go on with it for some seconds, where 0 is one step; in a thread."""
         backend = self._downloads.backend
-        opened = backend.open(self.path)
-        info, reader = opened.info, ResumingReader(backend, opened.info, 0, opened)
+        content = backend.open(self.path)
+        info, reader = content.info, ResumingReader(backend, content.info, 0, content)
         if info.size <= CHUNK_BYTES:
             with contextlib.closing(reader):
-                content = reader.read(CHUNK_BYTES)
-                return _Opened(info, _Moved(len(content)), content)
+                whole = reader.read(CHUNK_BYTES)
+                self._digest.update(whole)
+                return _Opened(info, _Moved(len(whole)), whole)
         file = self._make_room(info.size)
         if file is None:
             return _Opened(info, reader=reader)
         try:
-            return _Opened(info, self._transfer(reader, file, 0, seconds), reader=reader, file=file)
+            moved = self._transfer(reader, file, 0, 0)
         except BaseException as error:
             reader.close()
             file.discard()
             if isinstance(error, OSError):
                 return _Opened(info)
             raise
+        beginning = self._beginning = _Opened(info, moved, reader=reader, file=file)
+        return replace(beginning, moved=self._transfer(reader, file, moved.end, seconds)) if seconds else beginning
 
     def _make_room(self, size: int) -> TemporaryFile | None:
         """A file that there is room for on the disk, or None; in a thread."""
@@ -362,14 +377,15 @@ class _Download:
             return None
 
     def _has_opened(self, opened: _Opened) -> None:
-        self._info = opened.info
-        self._content, self._reader, self._file = opened.content, opened.reader, opened.file
-        if opened.content is not None:
-            self._digest.update(opened.content)
-        elif opened.file is None:
+        self._show_object(opened)
+        if opened.content is None and opened.file is None:
             self._is_to_stay = False
             self._downloads.forget(self)
         self._has_moved(opened.moved)
+
+    def _show_object(self, opened: _Opened) -> None:
+        self._info = opened.info
+        self._content, self._reader, self._file = opened.content, opened.reader, opened.file
 
     def _move(self) -> None:
         self._is_moving = True
@@ -378,33 +394,57 @@ class _Download:
         is_waited_for = self._copies > 0 or self._available - self._read_up_to < _FAR_AHEAD_BYTES
         move = self._downloads.move_in_thread if is_waited_for else self._downloads.move_unhurriedly
         move(step).addCallbacks(self._has_moved, self._has_failed)
+        self._look_later()
 
     def _transfer(self, reader: ResumingReader, file: TemporaryFile, offset: int, seconds: float) -> _Moved:
         """Move bytes into the file for so long, at least once; in a thread.
 
-        An error is raised only if no bytes came before it; else it is in the result.
+        An error is in the result, but for one before the first byte of the object, which is raised.
         """
         began = started = time.monotonic()
-        count, latest = 0, b""
+        end, latest = offset, b""
         try:
             while chunk := reader.read(self._step_bytes):
                 self._digest.update(chunk)
-                file.write_at(chunk, offset + count)
-                count, latest = count + len(chunk), chunk
+                file.write_at(chunk, end)
+                end, latest = end + len(chunk), chunk
                 now = time.monotonic()
                 self._step_bytes = _LARGEST_STEP if now - started < _SLOW_SECONDS else _SMALLEST_STEP
                 if now - began >= seconds:
                     break
+                self._so_far = _Moved(end, latest)
                 started = now
         except Exception as error:
-            if not count:
+            if not end:
                 raise
-            return _Moved(count, latest, error)
-        return _Moved(count, latest)
+            return _Moved(end, latest, error)
+        return _Moved(end, latest)
+
+    def _look_later(self) -> None:
+        if not self._will_look:
+            self._will_look = True
+            self._downloads.look_later(self._look)
+
+    def _look(self) -> None:
+        """Show what has come, where the turn that brought it is not over."""
+        self._will_look = False
+        if not self._is_moving:
+            return
+        self._look_later()
+        if self._info is None and self._beginning is not None:
+            self._show_object(self._beginning)
+            self._show(self._beginning.moved)
+        if self._info is not None:
+            self._show(self._so_far)
+
+    def _show(self, moved: _Moved) -> None:
+        if moved.end > self._available:
+            self._available, self._latest = moved.end, moved.latest
+            self._changed.fire()
 
     def _has_moved(self, moved: _Moved) -> None:
-        self._available += moved.count
-        self._latest, self._latest_at = moved.latest, self._available - len(moved.latest)
+        self._available, self._latest = moved.end, moved.latest
+        self._beginning, self._so_far = None, _Moved()
         if moved.error is not None:
             self._has_failed(Failure(moved.error))  # type: ignore[no-untyped-call]
             return
@@ -495,11 +535,13 @@ class _Download:
 
         That is no more than Synapse itself does there, who looks for files and opens them.
         """
+        self._is_prepared = False
         try:
             _present(self._file).link()
+            if self._copies and not self._is_there():
+                raise FileNotFoundError(errno.ENOENT, "its directory has been moved away", self.path)
         except FileNotFoundError as error:
             # A directory has just been pruned.
-            self._is_prepared = False
             self._try_again(error)
         except FileExistsError as error:
             if self._copies and not self._is_there():
@@ -525,7 +567,6 @@ class _Download:
 
     def _has_place(self) -> None:
         self._placements += 1
-        self._is_prepared = False
         self._is_to_stay = False
         self._downloads.forget(self)
         self._changed.fire()

@@ -98,7 +98,7 @@ class TemporaryFile:
     def prepare(self, path: str) -> None:
         """Do the slow part of `place`: bring the content to the disk, and make the directories.
 
-        The file's directory stays open until `link` or `discard`.
+        The file's directory stays open until `link` or `discard`, of which one has to follow.
         """
         *directories, name = segments_of(path)
         self.sync()
@@ -107,15 +107,24 @@ class TemporaryFile:
             self._destination = Name(os.dup(parent), name)
 
     def link(self) -> None:
-        """Do the rest of `place`, which takes microseconds and is all or nothing; it succeeds once after each `prepare`.
+        """Do the rest of `place`, which takes microseconds and is all or nothing; once after each `prepare`.
 
         Raises `FileNotFoundError` where its directory has been removed since `prepare`, and `FileExistsError` where
-        there is a file already.
+        there is a file already. A directory that was moved elsewhere since then has the file there.
         """
         if self._destination is None:
             raise RuntimeError("the file has not been prepared for its place")
-        self._give_name(self._destination)
-        self._forget_destination()
+        try:
+            self._give_name(self._destination)
+        except OSError as error:
+            if error.errno == errno.ESTALE:
+                # How NFS says it: https://man7.org/linux/man-pages/man3/errno.3.html
+                raise FileNotFoundError(
+                    errno.ENOENT, "its directory has been removed", self._destination.name
+                ) from error
+            raise
+        finally:
+            self._forget_destination()
 
     def _give_name(self, given: Name) -> None:
         if self._name is None:

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 from synapse.logging.context import make_deferred_yieldable
+from twisted.internet.task import Clock
 from twisted.internet.threads import deferToThreadPool
 from twisted.python.failure import Failure
 
@@ -21,8 +22,16 @@ def broken() -> BackendUnavailable:
 class ScriptedReader(ObjectReader):
     """Breaks at the byte that it is told, and nowhere without one."""
 
-    def __init__(self, info: ObjectInfo, content: bytes, offset: int, breaks_at: int | None) -> None:
+    def __init__(
+        self,
+        info: ObjectInfo,
+        content: bytes,
+        offset: int,
+        breaks_at: int | None,
+        before_read: Callable[[int], None] | None,
+    ) -> None:
         self.info = info
+        self._before_read = before_read
         self.is_closed = False
         self._content = content
         self._offset = offset
@@ -30,6 +39,8 @@ class ScriptedReader(ObjectReader):
 
     def read(self, n: int) -> bytes:
         assert not self.is_closed, "read after it was closed"
+        if self._before_read is not None:
+            self._before_read(self._offset)
         chunk = self._content[self._offset : self._offset + n]
         if self._breaks_at is not None and self._offset + len(chunk) > self._breaks_at:
             self.close()
@@ -58,6 +69,8 @@ class ScriptedBucket:
         self.opened: list[tuple[int, str | None]] = []
         self.readers: list[ScriptedReader] = []
         self.error: Exception | None = None
+        self.before_read: Callable[[int], None] | None = None
+        """Called with the offset, by the thread that is about to read from there."""
 
     def open(self, key: str, *, offset: int = 0, if_match: str | None = None) -> ScriptedReader:
         self.opened.append((offset, if_match))
@@ -67,7 +80,7 @@ class ScriptedBucket:
             raise ObjectNotFound("there is no such object", operation="open", key=key)
         info = ObjectInfo(key, len(self.objects[key]), "etag")
         breaks_at = self.breaks_at.pop(0) if self.breaks_at else None
-        self.readers.append(ScriptedReader(info, self.objects[key], offset, breaks_at))
+        self.readers.append(ScriptedReader(info, self.objects[key], offset, breaks_at, self.before_read))
         return self.readers[-1]
 
 
@@ -103,8 +116,8 @@ class ManualThreads:
         return done
 
 
-class ImmediateReactor:
-    """A reactor that is called from its own thread only."""
+class ImmediateReactor(Clock):
+    """A reactor that is called from its own thread only, whose time passes when the test says so."""
 
     def callFromThread(self, function: Callable[..., Any], *args: Any) -> None:
         function(*args)

@@ -2,22 +2,24 @@
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import hashlib
 import os
 from collections.abc import Awaitable, Callable, Collection, Iterator, Mapping
 from pathlib import Path
-from typing import Any, TypeVar, cast
+from typing import Any, BinaryIO, TypeVar, cast
 
 import pytest
 from synapse.logging.context import SENTINEL_CONTEXT, current_context
 from twisted.internet.defer import Deferred, ensureDeferred
 from twisted.python.failure import Failure
 
-from backends.errors import AccessDenied, BackendError, BackendUnavailable
+from backends.errors import AccessDenied, BackendError, BackendUnavailable, ObjectNotFound
 from storage_provider.downloads import Downloads, Threads
 from storage_provider.media_store import MediaStore
 from storage_provider.sources import CHUNK_BYTES, ChunkSource
-from storage_provider.temporary_files import TemporaryFile
+from storage_provider.temporary_files import TemporaryFile, give_name
 from storage_provider.transfers import Digest
 from tests.provider.scripted_bucket import ImmediateReactor, ManualModuleApi, ManualThreads, ScriptedBucket
 from tests.temporary_files import temporary_files
@@ -42,10 +44,10 @@ class World:
         self.asked: list[tuple[str, Digest]] = []
         self.keeps = True
         self._sources: list[ChunkSource] = []
-        reactor = ImmediateReactor()
+        self.reactor = ImmediateReactor()
         self.downloads = Downloads(
-            cast(Any, ManualModuleApi(reactor)),
-            reactor,
+            cast(Any, ManualModuleApi(self.reactor)),
+            self.reactor,
             cast(Any, self.bucket),
             self.store,
             cast(Any, Threads)(self.opening, self.moving, self.background),
@@ -63,6 +65,16 @@ class World:
     @property
     def temporary(self) -> list[Path]:
         return temporary_files(self.store.root, os.getpid())
+
+    @property
+    def directories_held(self) -> list[Path]:
+        """Directories of the store that are open."""
+        directories = []
+        for descriptor in Path("/proc/self/fd").iterdir():
+            with contextlib.suppress(FileNotFoundError):
+                if descriptor.is_dir() and (directory := descriptor.readlink()).is_relative_to(self.store.root):
+                    directories.append(directory)
+        return directories
 
     def work(self) -> None:
         """Let all threads work until there is nothing left to do."""
@@ -260,6 +272,49 @@ def test_a_thread_that_opens_objects_does_not_go_on_with_the_content(world: Worl
     assert 0 < world.bucket.readers[0].position < CHUNK_BYTES
 
 
+@pytest.mark.usefixtures("all_steps_in_one_turn")
+@pytest.mark.parametrize("steps", [1, 3])
+def test_readers_are_shown_what_a_turn_has_brought_though_the_rest_of_it_is_awaited(world: World, steps: int) -> None:
+    world.bucket.objects[PATH] = LARGE
+    fetching = world.begin_fetch()
+    positions: list[int] = []
+    shown: list[bytes] = []
+
+    def stall(position: int) -> None:
+        positions.append(position)
+        if len(positions) > steps and not shown:
+            assert not fetching.called
+            world.reactor.advance(1)
+            shown.append(begun(position))
+
+    def begun(position: int) -> bytes:
+        source = now(fetching)
+        assert source is not None
+        content = b""
+        while len(content) < position:
+            content += now(begin(source.read()))
+        assert not begin(source.read()).called
+        return content
+
+    world.bucket.before_read = stall
+    world.work()
+    assert shown == [LARGE[: positions[steps]]]
+    source = world.fetch()
+    assert world.read_all(source) == LARGE
+    world.take()
+    world.take()
+    assert len(world.bucket.opened) == 1
+
+
+def test_a_download_that_has_come_to_rest_is_looked_at_no_more(world: World) -> None:
+    world.bucket.objects[PATH] = LARGE
+    stalled = world.fetch()
+    world.work()
+    world.reactor.advance(1)
+    assert world.reactor.getDelayedCalls() == []
+    assert world.read_all(stalled) == LARGE
+
+
 def test_of_downloads_that_nobody_waits_for_few_move_at_a_time(world: World) -> None:
     paths = [f"local_content/AB/CD/efgh{number}" for number in range(10)]
     world.bucket.objects |= dict.fromkeys(paths, LARGE)
@@ -341,6 +396,22 @@ def test_what_came_with_the_headers_before_an_error_is_not_lost(world: World) ->
     world.take()
     world.end(source)
     world.assert_nothing_is_held()
+
+
+@pytest.mark.usefixtures("all_steps_in_one_turn")
+def test_an_object_that_is_removed_while_it_comes_is_an_error_after_what_there_is(world: World) -> None:
+    world.bucket.objects[PATH] = LARGE
+    world.bucket.breaks_at = [BREAK]
+
+    def remove(_position: int) -> None:
+        world.bucket.objects.clear()
+
+    world.bucket.before_read = remove
+    source = world.fetch()
+    assert LARGE.startswith(world.read(source))
+    with pytest.raises(ObjectNotFound):
+        while world.read(source):
+            pass
 
 
 def test_readers_that_wait_are_told_at_once_that_the_rest_cannot_be_had(world: World) -> None:
@@ -483,6 +554,40 @@ def test_directories_that_are_pruned_meanwhile_are_made_again(world: World) -> N
     world.assert_nothing_is_held()
 
 
+def test_a_directory_that_nfs_calls_stale_is_made_again(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    errors = [OSError(errno.ESTALE, "Stale file handle")]
+
+    def fail_once(file: BinaryIO, name: str, directory: int) -> None:
+        if errors:
+            raise errors.pop()
+        give_name(file, name, directory)
+
+    monkeypatch.setattr("storage_provider.temporary_files.give_name", fail_once)
+    world.bucket.objects[PATH] = LARGE
+    source = world.fetch()
+    world.take()
+    assert world.read_all(source) == LARGE
+    world.end(source)
+    assert world.file.read_bytes() == LARGE
+    assert not errors
+
+
+@pytest.mark.parametrize("copies", [False, True])
+def test_a_file_that_needs_its_place_no_more_holds_no_directory(world: World, copies: bool) -> None:
+    world.bucket.objects[PATH] = LARGE
+    source = world.fetch()
+    world.work()
+    world.file.parent.mkdir(parents=True, exist_ok=True)
+    world.file.write_bytes(LARGE)
+    world.take()
+    copying = begin(source.put_in_place()) if copies else None
+    world.work()
+    if copying is not None:
+        now(copying)
+    assert world.directories_held == []
+    assert world.read_all(source) == LARGE
+
+
 def test_directories_that_are_pruned_again_and_again_are_given_up(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -609,6 +714,26 @@ def test_a_copy_that_another_process_has_begun_and_left_is_replaced_by_the_whole
     world.file.write_bytes(LARGE[:1000])
     world.work()
     now(copying)
+    assert world.file.read_bytes() == LARGE
+
+
+def test_a_copy_whose_directory_is_moved_away_is_made_where_synapse_looks(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    really_prepare = TemporaryFile.prepare
+    elsewhere = world.store.root / "elsewhere"
+
+    def prepare(file: TemporaryFile, path: str) -> None:
+        really_prepare(file, path)
+        if not elsewhere.exists():
+            world.file.parent.rename(elsewhere)
+
+    monkeypatch.setattr(TemporaryFile, "prepare", prepare)
+    world.bucket.objects[PATH] = LARGE
+    copying = begin_copy(world, world.fetch())
+    world.work()
+    now(copying)
+    assert elsewhere.exists()
     assert world.file.read_bytes() == LARGE
 
 
