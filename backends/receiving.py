@@ -8,7 +8,6 @@ import os
 import re
 import socket
 import ssl
-import sys
 import time
 from collections.abc import Iterator
 from typing import Any, cast
@@ -23,13 +22,13 @@ _TOLERANCE = 1.02
 _MOST_AT_ONCE = 1 << 20
 
 
-def _wakes_in_time() -> bool:
+def wakes_in_time(system: str, release: str) -> bool:
     """Whether no socket sleeps on with a full buffer, as those of Linux could before 5.12 (commit f969dc5a8857)."""
-    found = re.match(r"(\d+)\.(\d+)", os.uname().release)
-    return sys.platform == "linux" and found is not None and (int(found[1]), int(found[2])) >= (5, 12)
+    found = re.match(r"(\d+)\.(\d+)", release)
+    return system == "Linux" and found is not None and (int(found[1]), int(found[2])) >= (5, 12)
 
 
-_WAKES_IN_TIME = _wakes_in_time()
+_WAKES_IN_TIME = wakes_in_time(os.uname().sysname, os.uname().release)
 
 
 class Deadline:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import email.parser
 import http.client
 import io
 import socket
@@ -54,7 +55,7 @@ def test_headers_are_what_the_client_of_python_reads(block: bytes) -> None:
 
 
 def test_ordinary_headers_are_not_parsed_as_mail(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(http.client, "parse_headers", None)
+    monkeypatch.delattr(email.parser.Parser, "parsestr")
     client, server = socket.socketpair()
     with client, server:
         server.sendall(b"HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 200 OK\r\n" + ORDINARY + b"abc")

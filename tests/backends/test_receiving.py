@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 
-from backends.receiving import Deadline, ReceivingSocket
+from backends.receiving import Deadline, ReceivingSocket, wakes_in_time
 from tests.servers.tls import Certificates
 
 PIECE = b"0123456789abcdef" * 6400
@@ -26,8 +26,12 @@ class Client(socket.socket):
     """The end of a connection at which is received, and counted how often."""
 
     times_received = 0
+    most_waited_for = 0
+    """How many bytes had to be there at once."""
 
     def recv_into(self, *arguments: Any) -> int:
+        waits_for = self.getsockopt(socket.SOL_SOCKET, socket.SO_RCVLOWAT)
+        self.most_waited_for = max(self.most_waited_for, waits_for)
         count = super().recv_into(*arguments)
         self.times_received += 1
         return count
@@ -101,6 +105,44 @@ def test_a_large_piece_is_received_at_once_when_all_of_it_is_there(ends: Ends, t
     ends.server.sendall(PIECE)
     assert reading.result() == PIECE + PIECE
     assert ends.client.times_received == 1
+
+
+def test_no_more_is_waited_for_at_once_than_a_socket_may_hold(ends: Ends, threads: ThreadPoolExecutor) -> None:
+    content = PIECE * 50
+    sending = threads.submit(ends.server.sendall, content)
+    assert ends.file.read(len(content)) == content
+    sending.result()
+    assert ends.client.times_received > 1
+    assert ends.client.most_waited_for == 1 << 20
+
+
+@pytest.mark.parametrize(
+    ("system", "release", "expected"),
+    [
+        ("Linux", "5.11.22-generic", False),
+        ("Linux", "5.12.0", True),
+        ("Linux", "4.19.0-27-amd64", False),
+        ("Linux", "6.1.0-13-amd64", True),
+        ("Linux", "something", False),
+        ("Darwin", "24.1.0", False),
+    ],
+)
+def test_pieces_are_waited_for_only_where_no_socket_sleeps_on_with_a_full_buffer(
+    system: str, release: str, expected: bool
+) -> None:
+    assert wakes_in_time(system, release) is expected
+
+
+def test_elsewhere_a_piece_comes_as_it_does(
+    ends: Ends, threads: ThreadPoolExecutor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("backends.receiving._WAKES_IN_TIME", False)
+    file = ReceivingSocket(ends.client, Deadline(30)).makefile("rb")
+    with file:
+        sending = threads.submit(ends.server.sendall, PIECE)
+        assert file.read(len(PIECE)) == PIECE
+        sending.result()
+    assert ends.client.most_waited_for == 1
 
 
 def test_what_is_in_the_buffer_comes_first(ends: Ends) -> None:

@@ -9,8 +9,8 @@ from pathlib import Path
 
 _STEP_BYTES = 1 << 20
 
-# Far more than is ever read; it is all hole and takes no room.
-_FILE_BYTES = 8 << 40
+# More than any memory, and no more than ext4 takes with its smallest blocks; it is all hole and takes no room.
+_FILE_BYTES = 2 << 40
 
 # The system keeps some free.
 _LEFT_BYTES = 256 << 20
@@ -28,7 +28,10 @@ class Settling:
     """
 
     def __init__(self, directory: Path) -> None:
-        """`directory` is on a disk, whose files the system caches; it needs no room there."""
+        """`directory` is on a disk, whose files the system caches; it needs no room there.
+
+        Without effect on tmpfs, or where a limit on the memory of this process leaves some free.
+        """
         self._file = tempfile.TemporaryFile(dir=directory)  # noqa: SIM115
         os.truncate(self._file.fileno(), _FILE_BYTES)
         self._offset = 0
