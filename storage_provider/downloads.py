@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import hashlib
 import logging
 import os
 import time
@@ -33,7 +32,7 @@ from storage_provider.paths_in_use import PathsInUse
 from storage_provider.signals import Signal
 from storage_provider.sources import CHUNK_BYTES, BucketSource, ChunkSource, ResumingReader
 from storage_provider.temporary_files import TemporaryFile
-from storage_provider.transfers import Digest
+from storage_provider.transfers import Content
 
 logger = logging.getLogger(__name__)
 
@@ -86,7 +85,7 @@ class Downloads:
         store: MediaStore,
         threads: Threads,
         *,
-        choose_to_keep: Callable[[Mapping[str, Digest]], Collection[str]],
+        choose_to_keep: Callable[[Mapping[str, Content]], Collection[str]],
     ) -> None:
         """`choose_to_keep` decides, in a thread, which of some whole files may stay in the media store."""
         self.paths = PathsInUse(reactor, self._path_is_free)
@@ -236,7 +235,6 @@ class _Download:
         self._file: TemporaryFile | None = None
         self._error: Exception | None = None
         self._available = 0
-        self._digest = hashlib.sha256()
         self._step_bytes = _SMALLEST_STEP
         self._changed = Signal()
         self._latest = b""
@@ -350,7 +348,6 @@ class _Download:
         if info.size <= CHUNK_BYTES:
             with contextlib.closing(reader):
                 whole = reader.read(CHUNK_BYTES)
-                self._digest.update(whole)
                 return _Opened(info, _Moved(len(whole)), whole)
         file = self._make_room(info.size)
         if file is None:
@@ -405,7 +402,6 @@ class _Download:
         end, latest = offset, b""
         try:
             while chunk := reader.read(self._step_bytes):
-                self._digest.update(chunk)
                 file.write_at(chunk, end)
                 end, latest = end + len(chunk), chunk
                 now = time.monotonic()
@@ -510,8 +506,7 @@ class _Download:
                 self._place()
             return
         self._is_preparing = True
-        digest = Digest(self.info.size, self._digest.hexdigest())
-        whole = Whole(self.path, digest, self._file or _present(self._content))
+        whole = Whole(self.path, self.info.size, self._file or _present(self._content))
         prepare = self._downloads.keeping.prepare_at_once if self._copies else self._downloads.keeping.prepare
         prepare(whole).addCallbacks(self._has_prepared, self._has_not_prepared)
 

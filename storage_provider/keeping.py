@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -13,7 +14,7 @@ from twisted.python.failure import Failure
 
 from storage_provider.media_store import MediaStore
 from storage_provider.temporary_files import TemporaryFile
-from storage_provider.transfers import Digest
+from storage_provider.transfers import Content
 
 # So many files may wait for the disk together; the first of them waits for the last.
 _MOST_AT_ONCE = 50
@@ -27,8 +28,15 @@ class Whole:
     """All of an object, which has no place in the media store yet."""
 
     path: str
-    digest: Digest
+    length: int
     content: TemporaryFile | bytes
+
+    @property
+    def sha256(self) -> str:
+        """Of what there is, in hex; in a thread. Raises `OSError` where that cannot be read."""
+        if isinstance(self.content, bytes):
+            return hashlib.sha256(self.content).hexdigest()
+        return self.content.sha256()
 
 
 @dataclass(frozen=True)
@@ -48,7 +56,7 @@ class Keeping:
         self,
         store: MediaStore,
         do_in_background: Callable[[Callable[[], Any]], Deferred[Any]],
-        choose: Callable[[Mapping[str, Digest]], Collection[str]],
+        choose: Callable[[Mapping[str, Content]], Collection[str]],
     ) -> None:
         """`choose` decides, in a thread, which of some files may stay."""
         self._store = store
@@ -101,7 +109,7 @@ class Keeping:
 
     def _prepare_all(self, files: list[Whole]) -> list[TemporaryFile | Failure | None]:
         """What has come of each; in a thread."""
-        chosen = self._choose({whole.path: whole.digest for whole in files})
+        chosen = self._choose({whole.path: whole for whole in files})
         begun = [(whole, _attempt(self._begin, whole) if whole.path in chosen else None) for whole in files]
         return [_attempt(_end, whole, file) if isinstance(file, TemporaryFile) else file for whole, file in begun]
 

@@ -11,7 +11,7 @@ from contextlib import closing
 from dataclasses import dataclass
 from enum import Enum
 from queue import SimpleQueue
-from typing import TYPE_CHECKING, BinaryIO, TypeVar, cast
+from typing import TYPE_CHECKING, BinaryIO, Protocol, TypeVar, cast
 
 from backends.base import Backend, ObjectInfo
 from backends.errors import EXPIRED_CREDENTIALS, AccessDenied, BackendError, BucketNotFound
@@ -162,9 +162,21 @@ class _CheckedBody:
         return data
 
 
+class Content(Protocol):
+    """The bytes of a file or an object, as far as they are compared with what the database says."""
+
+    @property
+    def length(self) -> int:
+        """How many they are."""
+
+    @property
+    def sha256(self) -> str:
+        """In hex; it may take as long to tell as to read them."""
+
+
 @dataclass(frozen=True)
 class Digest:
-    """The length and SHA-256 of a content."""
+    """The `Content` of what has been read."""
 
     length: int
     sha256: str
@@ -229,7 +241,7 @@ def fetch(
 
     Raises `Damaged` when it has not the length or SHA-256 given.
     """
-    digest = hashlib.sha256()
+    digest = None if sha256 is None else hashlib.sha256()
     with backend.open(path) as reader:
         size = reader.info.size
         if length is not None and size != length:
@@ -238,9 +250,10 @@ def fetch(
         while chunk := reader.read(_CHUNK):
             bandwidth.spend(len(chunk), is_begun=is_begun)
             is_begun = True
-            digest.update(chunk)
+            if digest is not None:
+                digest.update(chunk)
             target.write(chunk)
-    if sha256 is not None and digest.hexdigest() != sha256:
+    if digest is not None and digest.hexdigest() != sha256:
         raise Damaged("the object has not the SHA-256 that the database knows")
     return size
 
@@ -256,11 +269,12 @@ def known_sha256(facts: MediaFacts, path: str) -> str | None:
     return facts.sha256 if _thumbnail(path) is None else None
 
 
-def fits(facts: MediaFacts | None, path: str, digest: Digest) -> bool:
-    """Whether a content is what the database says of the file."""
-    if facts is None:
+def fits(facts: MediaFacts | None, path: str, content: Content) -> bool:
+    """Whether a content is what the database says of the file; its SHA-256 is asked for only where that decides."""
+    if facts is None or known_length(facts, path) != content.length:
         return False
-    return known_length(facts, path) == digest.length and known_sha256(facts, path) in (None, digest.sha256)
+    sha256 = known_sha256(facts, path)
+    return sha256 is None or sha256 == content.sha256
 
 
 def _thumbnail(path: str) -> str | None:

@@ -166,6 +166,14 @@ def test_work_at_once_that_is_given_up_begins_nothing_more() -> None:
     assert len(begun) <= 6
 
 
+class OnlyLength:
+    length = 3
+
+    @property
+    def sha256(self) -> str:
+        raise AssertionError("it is hashed")
+
+
 @pytest.mark.parametrize(
     ("facts", "path", "digest", "fit"),
     [
@@ -181,6 +189,19 @@ def test_work_at_once_that_is_given_up_begins_nothing_more() -> None:
 )
 def test_content_fits_what_the_database_says(facts: MediaFacts | None, path: str, digest: Digest, fit: bool) -> None:
     assert fits(facts, path, digest) is fit
+
+
+@pytest.mark.parametrize(
+    ("facts", "path", "fit"),
+    [
+        (MediaFacts(3, None, False, {}), PATH, True),
+        (MediaFacts(2, "right", False, {}), PATH, False),
+        (MediaFacts(2, "right", False, {THUMBNAIL: 3}), THUMBNAIL_PATH, True),
+        (None, PATH, False),
+    ],
+)
+def test_content_is_not_hashed_where_that_decides_nothing(facts: MediaFacts | None, path: str, fit: bool) -> None:
+    assert fits(facts, path, OnlyLength()) is fit
 
 
 def test_end_of_the_run_does_not_end_a_file_that_is_begun() -> None:

@@ -20,7 +20,7 @@ from storage_provider.downloads import Downloads, Threads
 from storage_provider.media_store import MediaStore
 from storage_provider.sources import CHUNK_BYTES, ChunkSource
 from storage_provider.temporary_files import TemporaryFile, give_name
-from storage_provider.transfers import Digest
+from storage_provider.transfers import Content, Digest
 from tests.provider.scripted_bucket import ImmediateReactor, ManualModuleApi, ManualThreads, ScriptedBucket
 from tests.temporary_files import temporary_files
 
@@ -54,8 +54,8 @@ class World:
             choose_to_keep=self._choose_to_keep,
         )
 
-    def _choose_to_keep(self, contents: Mapping[str, Digest]) -> Collection[str]:
-        self.asked.extend(contents.items())
+    def _choose_to_keep(self, contents: Mapping[str, Content]) -> Collection[str]:
+        self.asked += [(path, Digest(content.length, content.sha256)) for path, content in contents.items()]
         return list(contents) if self.keeps else []
 
     @property
