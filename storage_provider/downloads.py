@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import hashlib
 import logging
 import os
 import time
@@ -32,7 +33,7 @@ from storage_provider.paths_in_use import PathsInUse
 from storage_provider.signals import Signal
 from storage_provider.sources import CHUNK_BYTES, BucketSource, ChunkSource, ResumingReader
 from storage_provider.temporary_files import TemporaryFile
-from storage_provider.transfers import Content
+from storage_provider.transfers import Content, Digest, Loaded
 
 logger = logging.getLogger(__name__)
 
@@ -49,6 +50,9 @@ _LOOK_SECONDS = 0.1
 _SMALLEST_STEP = 64 << 10
 _LARGEST_STEP = 256 << 10
 _SLOW_SECONDS = 0.5
+
+# So many steps stay in memory for readers that keep up, who need not read the file then: all of 1 MiB.
+_PIECES = 5
 
 # A download that is so far ahead of its readers lets those go first that somebody waits for: few of its kind move at a time.
 _FAR_AHEAD_BYTES = 2 << 20
@@ -201,8 +205,8 @@ class _Moved:
 
     end: int = 0
     """The bytes that there are by now, from the beginning of the object on."""
-    latest: bytes = b""
-    """The end of them, for readers that keep up."""
+    pieces: tuple[bytes, ...] = ()
+    """The last of them as they came, for readers that keep up."""
     error: Exception | None = None
     """What kept it from going on after these bytes."""
 
@@ -235,9 +239,11 @@ class _Download:
         self._file: TemporaryFile | None = None
         self._error: Exception | None = None
         self._available = 0
+        # Of a large one; what is hashed when it is whole would keep others waiting for their places.
+        self._digest = hashlib.sha256()
         self._step_bytes = _SMALLEST_STEP
         self._changed = Signal()
-        self._latest = b""
+        self._pieces: tuple[bytes, ...] = ()
         self._read_up_to = 0
         self._users = 0
         self._is_moving = True
@@ -311,9 +317,11 @@ class _Download:
         length = min(CHUNK_BYTES, self._available - offset)
         if self._content is not None:
             return self._content[offset : offset + length]
-        latest_at = self._available - len(self._latest)
-        if latest_at <= offset:
-            return self._latest[offset - latest_at :][:length]
+        begin = self._available
+        for piece in reversed(self._pieces):
+            begin -= len(piece)
+            if begin <= offset:
+                return piece[offset - begin :]
         descriptor = _present(self._file).file.fileno()
         chunk = self._downloads.read_cached(descriptor, length, offset)
         if chunk is None:
@@ -353,7 +361,7 @@ class _Download:
         if file is None:
             return _Opened(info, reader=reader)
         try:
-            moved = self._transfer(reader, file, 0, 0)
+            moved = self._transfer(reader, file, _Moved(), 0)
         except BaseException as error:
             reader.close()
             file.discard()
@@ -361,7 +369,7 @@ class _Download:
                 return _Opened(info)
             raise
         beginning = self._beginning = _Opened(info, moved, reader=reader, file=file)
-        return replace(beginning, moved=self._transfer(reader, file, moved.end, seconds)) if seconds else beginning
+        return replace(beginning, moved=self._transfer(reader, file, moved, seconds)) if seconds else beginning
 
     def _make_room(self, size: int) -> TemporaryFile | None:
         """A file that there is room for on the disk, or None; in a thread."""
@@ -387,34 +395,36 @@ class _Download:
     def _move(self) -> None:
         self._is_moving = True
         reader, file = _present(self._reader), _present(self._file)
-        step = partial(self._transfer, reader, file, self._available, _TURN_SECONDS)
+        step = partial(self._transfer, reader, file, _Moved(self._available), _TURN_SECONDS)
         is_waited_for = self._copies > 0 or self._available - self._read_up_to < _FAR_AHEAD_BYTES
         move = self._downloads.move_in_thread if is_waited_for else self._downloads.move_unhurriedly
         move(step).addCallbacks(self._has_moved, self._has_failed)
         self._look_later()
 
-    def _transfer(self, reader: ResumingReader, file: TemporaryFile, offset: int, seconds: float) -> _Moved:
+    def _transfer(self, reader: ResumingReader, file: TemporaryFile, before: _Moved, seconds: float) -> _Moved:
         """Move bytes into the file for so long, at least once; in a thread.
 
         An error is in the result, but for one before the first byte of the object, which is raised.
         """
         began = started = time.monotonic()
-        end, latest = offset, b""
+        end, pieces = before.end, deque(before.pieces, _PIECES)
         try:
             while chunk := reader.read(self._step_bytes):
+                self._digest.update(chunk)
                 file.write_at(chunk, end)
-                end, latest = end + len(chunk), chunk
+                pieces.append(chunk)
+                end += len(chunk)
                 now = time.monotonic()
                 self._step_bytes = _LARGEST_STEP if now - started < _SLOW_SECONDS else _SMALLEST_STEP
                 if now - began >= seconds:
                     break
-                self._so_far = _Moved(end, latest)
+                self._so_far = _Moved(end, tuple(pieces))
                 started = now
         except Exception as error:
             if not end:
                 raise
-            return _Moved(end, latest, error)
-        return _Moved(end, latest)
+            return _Moved(end, tuple(pieces), error)
+        return _Moved(end, tuple(pieces))
 
     def _look_later(self) -> None:
         if not self._will_look:
@@ -424,6 +434,8 @@ class _Download:
     def _look(self) -> None:
         """Show what has come, where the turn that brought it is not over."""
         self._will_look = False
+        # Readers that stall keep the download, but need not keep this.
+        self._pieces = ()
         if not self._is_moving:
             return
         self._look_later()
@@ -435,20 +447,22 @@ class _Download:
 
     def _show(self, moved: _Moved) -> None:
         if moved.end > self._available:
-            self._available, self._latest = moved.end, moved.latest
+            self._take(moved)
             self._changed.fire()
 
+    def _take(self, moved: _Moved) -> None:
+        self._available = moved.end
+        keeps_up = self._read_up_to >= moved.end - sum(map(len, moved.pieces))
+        self._pieces = moved.pieces if keeps_up else ()
+
     def _has_moved(self, moved: _Moved) -> None:
-        self._available, self._latest = moved.end, moved.latest
+        self._take(moved)
         self._beginning, self._so_far = None, _Moved()
         if moved.error is not None:
             self._has_failed(Failure(moved.error))  # type: ignore[no-untyped-call]
             return
         self._is_moving = False
-        if self._is_whole:
-            # Readers that stall keep the download, but need not keep this.
-            self._latest = b""
-        elif self._users and self._file is not None:
+        if not self._is_whole and self._users and self._file is not None:
             self._move()
         self._changed.fire()
         self.place_if_possible()
@@ -506,7 +520,10 @@ class _Download:
                 self._place()
             return
         self._is_preparing = True
-        whole = Whole(self.path, self.info.size, self._file or _present(self._content))
+        if self._content is None:
+            whole = Whole(self.path, _present(self._file), Digest(self.info.size, self._digest.hexdigest()))
+        else:
+            whole = Whole(self.path, self._file or self._content, Loaded(self._content))
         prepare = self._downloads.keeping.prepare_at_once if self._copies else self._downloads.keeping.prepare
         prepare(whole).addCallbacks(self._has_prepared, self._has_not_prepared)
 

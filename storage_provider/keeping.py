@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import hashlib
 from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -28,15 +27,8 @@ class Whole:
     """All of an object, which has no place in the media store yet."""
 
     path: str
-    length: int
     content: TemporaryFile | bytes
-
-    @property
-    def sha256(self) -> str:
-        """Of what there is, in hex; in a thread. Raises `OSError` where that cannot be read."""
-        if isinstance(self.content, bytes):
-            return hashlib.sha256(self.content).hexdigest()
-        return self.content.sha256()
+    digest: Content
 
 
 @dataclass(frozen=True)
@@ -109,7 +101,7 @@ class Keeping:
 
     def _prepare_all(self, files: list[Whole]) -> list[TemporaryFile | Failure | None]:
         """What has come of each; in a thread."""
-        chosen = self._choose({whole.path: whole for whole in files})
+        chosen = self._choose({whole.path: whole.digest for whole in files})
         begun = [(whole, _attempt(self._begin, whole) if whole.path in chosen else None) for whole in files]
         return [_attempt(_end, whole, file) if isinstance(file, TemporaryFile) else file for whole, file in begun]
 

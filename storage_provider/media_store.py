@@ -336,6 +336,14 @@ class MediaStore:
     @contextlib.contextmanager
     def directory(self, segments: Iterable[str], *, make: bool = False) -> Iterator[int]:
         """A descriptor of a directory in the store; only the store itself may stand behind a link."""
+        descriptor = self.open_directory(segments, make=make)
+        try:
+            yield descriptor
+        finally:
+            os.close(descriptor)
+
+    def open_directory(self, segments: Iterable[str], *, make: bool = False) -> int:
+        """As `directory`; whoever calls this closes the descriptor."""
         current = os.open(self.root, os.O_RDONLY | os.O_DIRECTORY)
         try:
             for segment in segments:
@@ -351,9 +359,10 @@ class MediaStore:
                 current = inner
                 if made:
                     self.adopt(current)
-            yield current
-        finally:
+        except BaseException:
             os.close(current)
+            raise
+        return current
 
     def adopt(self, descriptor: int) -> None:
         """Give what root has created to the owner of the store."""

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import errno
 import fcntl
-import hashlib
 import os
 import uuid
 from types import TracebackType
@@ -20,8 +19,6 @@ if TYPE_CHECKING:
 # A directory that was made for a new file may be pruned by somebody else before the file is in it. Under many who
 # remove files all around that may happen ten times in a row; an attempt takes microseconds.
 _PLACE_ATTEMPTS = 100
-
-_READ_BYTES = 256 << 10
 
 
 class Name(NamedTuple):
@@ -54,15 +51,6 @@ class TemporaryFile:
             written = os.pwrite(self.file.fileno(), view, offset)
             offset += written
             view = view[written:]
-
-    def sha256(self) -> str:
-        """The SHA-256 of what has been written, in hex; it is read back."""
-        digest, offset = hashlib.sha256(), 0
-        buffer = memoryview(bytearray(_READ_BYTES))
-        while count := os.preadv(self.file.fileno(), [buffer], offset):
-            digest.update(buffer[:count])
-            offset += count
-        return digest.hexdigest()
 
     def finish(self, mtime: float | None = None) -> None:
         """Take it for whole, and let the system begin to bring it to the disk: nothing may be written later.
@@ -114,9 +102,8 @@ class TemporaryFile:
         """
         *directories, name = segments_of(path)
         self.sync()
-        with self._store.directory(directories, make=True) as parent:
-            self._forget_destination()
-            self._destination = Name(os.dup(parent), name)
+        self._forget_destination()
+        self._destination = Name(self._store.open_directory(directories, make=True), name)
 
     def link(self) -> None:
         """Do the rest of `place`, which takes microseconds and is all or nothing; once after each `prepare`.

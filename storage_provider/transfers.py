@@ -174,6 +174,21 @@ class Content(Protocol):
         """In hex; it may take as long to tell as to read them."""
 
 
+class Loaded:
+    """The `Content` of some bytes, which are hashed only when that is asked for."""
+
+    def __init__(self, content: bytes) -> None:
+        self._content = content
+
+    @property
+    def length(self) -> int:
+        return len(self._content)
+
+    @property
+    def sha256(self) -> str:
+        return hashlib.sha256(self._content).hexdigest()
+
+
 @dataclass(frozen=True)
 class Digest:
     """The `Content` of what has been read."""

@@ -191,6 +191,20 @@ def one_step_a_turn(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture
+def file_reads(world: World, monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """How many bytes were read of the file that the download grows in, time by time."""
+    reads: list[int] = []
+    read_cached = world.downloads.read_cached
+
+    def note(descriptor: int, length: int, offset: int) -> bytes | None:
+        reads.append(length)
+        return read_cached(descriptor, length, offset)
+
+    monkeypatch.setattr(world.downloads, "read_cached", note)
+    return reads
+
+
+@pytest.fixture
 def all_steps_in_one_turn(world: World, one_step_a_turn: None, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("storage_provider.downloads._TURN_SECONDS", 3600)
     world.moving.working.clear()
@@ -304,6 +318,65 @@ def test_readers_are_shown_what_a_turn_has_brought_though_the_rest_of_it_is_awai
     world.take()
     world.take()
     assert len(world.bucket.opened) == 1
+
+
+@pytest.mark.usefixtures("all_steps_in_one_turn")
+def test_readers_that_keep_up_do_not_read_the_file(world: World, file_reads: list[int]) -> None:
+    world.bucket.objects[PATH] = LARGE[: 1 << 20]
+    sources = [world.fetch() for _ in range(3)]
+    for source in sources:
+        assert world.read_all(source) == LARGE[: 1 << 20]
+    assert file_reads == []
+
+
+@pytest.mark.usefixtures("all_steps_in_one_turn")
+def test_a_reader_in_the_middle_of_a_step_goes_on_from_there(world: World, file_reads: list[int]) -> None:
+    world.bucket.objects[PATH] = LARGE[: 1 << 20]
+    fetching = world.begin_fetch()
+    sources: list[ChunkSource] = []
+    content: list[bytes] = []
+
+    def read_once(position: int) -> None:
+        if position > CHUNK_BYTES and not sources:
+            world.reactor.advance(1)
+            world.reactor.advance(1)
+            source = now(fetching)
+            assert source is not None
+            sources.append(source)
+            content.append(now(begin(source.read())))
+
+    world.bucket.before_read = read_once
+    world.work()
+    assert content[0] + world.read_all(sources[0]) == LARGE[: 1 << 20]
+    assert file_reads == [CHUNK_BYTES]
+
+
+def test_readers_that_keep_up_step_by_step_do_not_read_the_file(world: World, file_reads: list[int]) -> None:
+    world.bucket.objects[PATH] = LARGE
+    source = world.fetch()
+    content = now(begin(source.read()))
+    while len(content) < len(LARGE):
+        reading = begin(source.read())
+        world.moving.work(1)
+        content += now(reading)
+    assert content == LARGE
+    assert file_reads == []
+
+
+@pytest.mark.usefixtures("all_steps_in_one_turn")
+def test_nothing_stays_in_memory_for_readers_that_stall(world: World, file_reads: list[int]) -> None:
+    world.bucket.objects[PATH] = LARGE[: 1 << 20]
+    source = world.fetch()
+    world.reactor.advance(1)
+    assert world.read_all(source) == LARGE[: 1 << 20]
+    assert sum(file_reads) == 1 << 20
+
+
+@pytest.mark.usefixtures("all_steps_in_one_turn")
+def test_nothing_stays_in_memory_for_readers_that_are_left_behind(world: World, file_reads: list[int]) -> None:
+    world.bucket.objects[PATH] = LARGE
+    assert world.read_all(world.fetch()) == LARGE
+    assert sum(file_reads) == len(LARGE)
 
 
 def test_a_download_that_has_come_to_rest_is_looked_at_no_more(world: World) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 from collections.abc import Callable, Collection, Iterator, Mapping
 from pathlib import Path
@@ -16,7 +15,7 @@ from storage_provider.keeping import Keeping, Whole
 from storage_provider.media_paths import UnsafePath
 from storage_provider.media_store import MediaStore
 from storage_provider.temporary_files import TemporaryFile
-from storage_provider.transfers import Content
+from storage_provider.transfers import Content, Loaded
 from tests.temporary_files import temporary_files
 
 CONTENT = b"content"
@@ -56,7 +55,7 @@ class World:
     def prepare(self, *numbers: int, at_once: bool = False) -> None:
         for number in numbers:
             path = path_of(number)
-            whole = Whole(path, len(CONTENT), CONTENT)
+            whole = Whole(path, CONTENT, Loaded(CONTENT))
             prepared = self.keeping.prepare_at_once(whole) if at_once else self.keeping.prepare(whole)
             prepared.addBoth(self.outcomes.setdefault(path, []).append)
 
@@ -153,7 +152,7 @@ def test_what_the_disk_does_not_take_fails_alone(world: World) -> None:
     other = "local_content/XY/CD/other"
     world.prepare(0, 1)
     for path in ("no path of media", other):
-        prepared = world.keeping.prepare(Whole(path, len(CONTENT), CONTENT))
+        prepared = world.keeping.prepare(Whole(path, CONTENT, Loaded(CONTENT)))
         prepared.addBoth(world.outcomes.setdefault(path, []).append)
     while world.work():
         pass
@@ -189,18 +188,6 @@ def test_a_file_that_somebody_waits_for_does_not_wait_for_others(world: World) -
     world.work()
 
 
-def test_the_sha256_is_that_of_the_content() -> None:
-    assert Whole(path_of(0), len(CONTENT), CONTENT).sha256 == hashlib.sha256(CONTENT).hexdigest()
-
-
-@pytest.mark.parametrize("size", [0, 1, 256 << 10, 700_001])
-def test_the_sha256_of_a_file_is_that_of_all_that_was_written(world: World, size: int) -> None:
-    content = os.urandom(size)
-    with world.store.temporary_file(path_of(0)) as file:
-        file.write_at(content, 0)
-        assert Whole(path_of(0), size, file).sha256 == hashlib.sha256(content).hexdigest()
-
-
 @pytest.mark.parametrize("is_refused", [True, False])
 def test_a_file_that_was_given_stays_open_whatever_comes_of_it(world: World, is_refused: bool) -> None:
     (world.store.root / "local_content").write_bytes(b"no directory")
@@ -208,7 +195,7 @@ def test_a_file_that_was_given_stays_open_whatever_comes_of_it(world: World, is_
         world.refused.add(path_of(0))
     with MediaStore(world.store.root).temporary_file("remote_content/a.org/AB/CD/efgh") as file:
         file.write_at(CONTENT, 0)
-        prepared = world.keeping.prepare(Whole(path_of(0), len(CONTENT), file))
+        prepared = world.keeping.prepare(Whole(path_of(0), file, Loaded(CONTENT)))
         outcomes: list[object] = []
         prepared.addBoth(outcomes.append)
         world.work()
