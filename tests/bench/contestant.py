@@ -27,8 +27,10 @@ _LOST = "lost-"
 
 _TICKS_PER_SECOND = os.sysconf("SC_CLK_TCK")
 
-# Until the work that answers leave behind (renaming, closing) is done and counted.
-_SETTLE_SECONDS = 0.3
+# A process that takes less than so much of a core for so long has done the work that answers leave behind.
+_REST_SECONDS = 0.3
+_REST_CPU_SECONDS = 0.03
+_MOST_RESTS = 30
 
 
 class Contestant:
@@ -78,10 +80,18 @@ class Contestant:
         )
         self.take_longest_block()
         outcome = download_all(order)
-        time.sleep(_SETTLE_SECONDS)
+        self._come_to_rest()
         if occasion is not None:
             self.note_block(occasion)
         return outcome
+
+    def _come_to_rest(self) -> None:
+        """Wait until files have been kept and closed, so that this is counted too."""
+        for _ in range(_MOST_RESTS):
+            before = self.cpu_seconds()
+            time.sleep(_REST_SECONDS)
+            if self.cpu_seconds() - before <= _REST_CPU_SECONDS:
+                return
 
     # --- what its process tells ---
 

@@ -13,6 +13,7 @@ provider `file_system`, with its files in another directory of the same disk.
 
 from __future__ import annotations
 
+import hashlib
 import statistics
 import sys
 import time
@@ -56,6 +57,7 @@ def first(site: ServeSite, options: Options) -> list[Row]:
         rows.append(ratio(f"{what}: throughput", speed["ours"], speed["theirs"], at_least=target))
         rows.append(Row(f"{what}: throughput of the control", str(speed["control"]), ""))
         rows.append(_cpu(site, what))
+    rows.append(_hashing())
     return rows
 
 
@@ -75,6 +77,19 @@ def _cpu(site: ServeSite, what: str) -> Row:
         for each in (site.ours, site.theirs)
     ]
     return ratio(f"{what}: CPU beyond the control's {control:.2f} s/GB", *beyond, at_most=0.5)
+
+
+def _hashing() -> Row:
+    block = bytes(256 << 10)
+    blocks = 200
+    seconds = []
+    for _ in range(_ROUNDS):
+        begun = time.process_time()
+        for _ in range(blocks):
+            hashlib.sha256(block)
+        seconds.append((time.process_time() - begun) / (blocks * len(block) / _GB))
+    what = "SHA-256 of what is kept (it is compared with that in Synapse's database; theirs keeps nothing)"
+    return value(what, Samples("", "s/GB", tuple(seconds)))
 
 
 # --- again: the second download ---
