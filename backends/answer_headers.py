@@ -20,10 +20,10 @@ _MOST_HEADERS = 100
 _LONGEST_LINE_BYTES = 64 << 10
 
 
-def parse_headers(file: BinaryIO, *_arguments: Any, **_options: Any) -> http.client.HTTPMessage:
+def parse_headers(file: BinaryIO, **options: Any) -> http.client.HTTPMessage:
     """Read the headers of an answer, as `http.client.parse_headers` does, and with its limits and errors.
 
-    It takes, and ignores, what other versions of Python give that function besides the file.
+    `options` are what other versions of Python give that function besides the file.
     """
     headers = http.client.HTTPMessage()
     lines = []
@@ -31,7 +31,8 @@ def parse_headers(file: BinaryIO, *_arguments: Any, **_options: Any) -> http.cli
         lines.append(line)
         found = _LINE.fullmatch(line)
         if found is None or len(lines) >= _MOST_HEADERS:
-            return http.client.parse_headers(_Continued(b"".join(lines), file))
+            parsed: http.client.HTTPMessage = http.client.parse_headers(_Continued(b"".join(lines), file), **options)
+            return parsed
         name, value = found.groups()
         headers.set_raw(name.decode("ascii"), value.decode("latin-1"))
     headers.set_payload("")
@@ -49,10 +50,16 @@ class _Continued(io.RawIOBase):
         return self._begun.readline(size) or self._file.readline(-1 if size is None else size)
 
 
+def with_other_globals(function: Any, **replaced: Any) -> FunctionType:
+    """A copy of a function that finds something else by some of the names in its module."""
+    names = function.__globals__ | replaced
+    copy = FunctionType(function.__code__, names, function.__name__, function.__defaults__, function.__closure__)
+    copy.__kwdefaults__ = function.__kwdefaults__
+    return copy
+
+
 class Response(http.client.HTTPResponse):
     """Python's own, but for `parse_headers`."""
 
     # It calls the function of its module, which is not ours to replace for everybody.
-    begin = FunctionType(
-        http.client.HTTPResponse.begin.__code__, {**vars(http.client), "parse_headers": parse_headers}, "begin"
-    )
+    begin = with_other_globals(http.client.HTTPResponse.begin, parse_headers=parse_headers)

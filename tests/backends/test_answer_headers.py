@@ -12,7 +12,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from backends.answer_headers import Response, parse_headers
+from backends.answer_headers import Response, parse_headers, with_other_globals
 
 ORDINARY = (
     b'Content-Length: 3\r\nETag: "abc"\r\nVary: Origin\r\nVary: Accept-Encoding\r\nx-amz-meta-a:  b \r\nEmpty:\r\n\r\n'
@@ -52,6 +52,20 @@ def read(parse: Callable[[io.BytesIO], http.client.HTTPMessage], block: bytes) -
 @example(b"a: b\r\n" * 99 + b"c\r\n\r\n")
 def test_headers_are_what_the_client_of_python_reads(block: bytes) -> None:
     assert read(parse_headers, block) == read(http.client.parse_headers, block)
+
+
+LETTER = "a"
+
+
+def letters(begin: str, end: str = "z", *, between: str = "-") -> str:
+    return begin + LETTER + between + end
+
+
+def test_a_function_with_other_globals_takes_what_the_original_takes() -> None:
+    copy = with_other_globals(letters, LETTER="b")
+    assert copy("x") == "xb-z"
+    assert copy("x", "y", between="+") == "xb+y"
+    assert letters("x") == "xa-z"
 
 
 def test_ordinary_headers_are_not_parsed_as_mail(monkeypatch: pytest.MonkeyPatch) -> None:
