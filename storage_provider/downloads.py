@@ -549,11 +549,17 @@ class _Download:
         """
         self._is_prepared = False
         try:
+            self._link()
+        except OSError as error:
+            self._cannot_place(error)
+
+    def _link(self) -> None:
+        try:
             _present(self._file).link()
             if self._copies and not self._is_there():
                 raise FileNotFoundError(errno.ENOENT, "its directory has been moved away", self.path)
         except FileNotFoundError as error:
-            # A directory has just been pruned.
+            # Its directory has just been pruned, or moved.
             self._try_again(error)
         except FileExistsError as error:
             if self._copies and not self._is_there():
@@ -561,8 +567,6 @@ class _Download:
                 self._try_again(error)
             else:
                 self._has_place()
-        except OSError as error:
-            self._cannot_place(error)
         else:
             self._has_place()
 

@@ -790,6 +790,22 @@ def test_a_copy_that_another_process_has_begun_and_left_is_replaced_by_the_whole
     assert world.file.read_bytes() == LARGE
 
 
+def test_a_copy_that_cannot_take_the_place_of_what_another_process_has_left_is_an_error(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    world.bucket.objects[PATH] = LARGE
+    copying = begin_copy(world, world.fetch())
+    world.file.write_bytes(b"a part")
+
+    def refuse(path: Path, missing_ok: bool = False) -> None:
+        raise PermissionError(errno.EPERM, "Operation not permitted", str(path))
+
+    monkeypatch.setattr(Path, "unlink", refuse)
+    world.work()
+    with pytest.raises(PermissionError):
+        now(copying)
+
+
 def test_a_copy_whose_directory_is_moved_away_is_made_where_synapse_looks(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
