@@ -82,12 +82,11 @@ class TemporaryFile:
 
         Raises `FileExistsError` where there is a file already. The file stays open.
         """
-        *directories, name = segments_of(path)
         self.sync(mtime)
         for _ in range(_PLACE_ATTEMPTS):
             try:
-                with self._store.directory(directories, make=True) as parent:
-                    self._give_name(Name(parent, name))
+                self.prepare(path)
+                self.link()
             except FileNotFoundError:
                 continue
             except FileExistsError:

@@ -469,6 +469,25 @@ class TestCreating:
             file.write(b"12345")
         assert order == ["fsync 5", "link"]
 
+    def test_a_directory_that_nfs_calls_stale_is_opened_again(
+        self, store: MediaStore, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        with store.create(PATHS[1]):
+            pass  # by now it knows how files get their names here
+        errors = [OSError(errno.ESTALE, "Stale file handle")]
+        link = os.link
+
+        def fail_once(*args: Any, **kwargs: Any) -> None:
+            if errors:
+                raise errors.pop()
+            link(*args, **kwargs)
+
+        monkeypatch.setattr(os, "link", fail_once)
+        with store.create(PATHS[0]) as file:
+            file.write(b"content")
+        assert (store.root / PATHS[0]).read_bytes() == b"content"
+        assert not errors
+
     def test_never_replaces_a_file(self, store: MediaStore) -> None:
         write(store, PATHS[0], b"first")
         with pytest.raises(FileExistsError), store.create(PATHS[0]) as file:
