@@ -33,7 +33,7 @@ from storage_provider.paths_in_use import PathsInUse
 from storage_provider.signals import Signal
 from storage_provider.sources import CHUNK_BYTES, BucketSource, ChunkSource, ResumingReader
 from storage_provider.temporary_files import TemporaryFile
-from storage_provider.transfers import Content, Digest, Loaded
+from storage_provider.transfers import Digest, Fingerprint, LateDigest
 
 logger = logging.getLogger(__name__)
 
@@ -89,7 +89,7 @@ class Downloads:
         store: MediaStore,
         threads: Threads,
         *,
-        choose_to_keep: Callable[[Mapping[str, Content]], Collection[str]],
+        choose_to_keep: Callable[[Mapping[str, Fingerprint]], Collection[str]],
     ) -> None:
         """`choose_to_keep` decides, in a thread, which of some whole files may stay in the media store."""
         self.paths = PathsInUse(reactor, self._path_is_free)
@@ -239,7 +239,7 @@ class _Download:
         self._file: TemporaryFile | None = None
         self._error: Exception | None = None
         self._available = 0
-        # Of a large one; what is hashed when it is whole would keep others waiting for their places.
+        # A large object is hashed as it comes: hashed when it is whole, it would hold up the others that are to be kept.
         self._digest = hashlib.sha256()
         self._step_bytes = _SMALLEST_STEP
         self._changed = Signal()
@@ -434,7 +434,7 @@ class _Download:
     def _look(self) -> None:
         """Show what has come, where the turn that brought it is not over."""
         self._will_look = False
-        # Readers that stall keep the download, but need not keep this.
+        # A reader that stalls would keep them in memory for ever; whoever comes later reads the file.
         self._pieces = ()
         if not self._is_moving:
             return
@@ -523,7 +523,7 @@ class _Download:
         if self._content is None:
             whole = Whole(self.path, _present(self._file), Digest(self.info.size, self._digest.hexdigest()))
         else:
-            whole = Whole(self.path, self._file or self._content, Loaded(self._content))
+            whole = Whole(self.path, self._file or self._content, LateDigest(self._content))
         prepare = self._downloads.keeping.prepare_at_once if self._copies else self._downloads.keeping.prepare
         prepare(whole).addCallbacks(self._has_prepared, self._has_not_prepared)
 

@@ -13,7 +13,7 @@ from twisted.python.failure import Failure
 
 from storage_provider.media_store import MediaStore
 from storage_provider.temporary_files import TemporaryFile
-from storage_provider.transfers import Content
+from storage_provider.transfers import Fingerprint
 
 # So many files may wait for the disk together; the first of them waits for the last.
 _MOST_AT_ONCE = 50
@@ -28,7 +28,7 @@ class Whole:
 
     path: str
     content: TemporaryFile | bytes
-    digest: Content
+    digest: Fingerprint
 
 
 @dataclass(frozen=True)
@@ -48,7 +48,7 @@ class Keeping:
         self,
         store: MediaStore,
         do_in_background: Callable[[Callable[[], Any]], Deferred[Any]],
-        choose: Callable[[Mapping[str, Content]], Collection[str]],
+        choose: Callable[[Mapping[str, Fingerprint]], Collection[str]],
     ) -> None:
         """`choose` decides, in a thread, which of some files may stay."""
         self._store = store

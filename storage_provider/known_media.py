@@ -11,7 +11,7 @@ from storage_provider.database import DatabaseArguments
 from storage_provider.errors import SynapseDbError
 from storage_provider.media_paths import MediaFile, parse_path
 from storage_provider.synapse_db import SynapseDb, connect
-from storage_provider.transfers import Content, fits
+from storage_provider.transfers import Fingerprint, fits
 
 if TYPE_CHECKING:
     from synapse.server import HomeServer
@@ -47,7 +47,7 @@ class KnownMedia:
         """Open another connection. Raises `SynapseDbError`."""
         return connect(self._arguments)
 
-    def known_of(self, contents: Mapping[str, Content]) -> set[str]:
+    def known_of(self, contents: Mapping[str, Fingerprint]) -> set[str]:
         """The paths whose media is known, with that content, and not quarantined; none where nobody can tell."""
         files = [file for file in map(parse_path, contents) if file is not None]
         try:
@@ -63,7 +63,7 @@ class KnownMedia:
             if self._database is not None:
                 self._database.close()
 
-    def _fitting(self, files: list[MediaFile], contents: Mapping[str, Content]) -> set[str]:
+    def _fitting(self, files: list[MediaFile], contents: Mapping[str, Fingerprint]) -> set[str]:
         with self._lock:
             if self._is_closed:
                 return set()

@@ -9,7 +9,7 @@ from storage_provider.known_media import KnownMedia
 from storage_provider.media_store import MediaStore
 from storage_provider.restoring import bytes_to_leave
 from storage_provider.settings import ProviderSettings
-from storage_provider.transfers import Content
+from storage_provider.transfers import Fingerprint
 
 
 class ReadThrough:
@@ -36,7 +36,7 @@ class ReadThrough:
         if not self._take(size, force=True):
             self._on_no_room()
 
-    def choose(self, contents: Mapping[str, Content]) -> set[str]:
+    def choose(self, contents: Mapping[str, Fingerprint]) -> set[str]:
         """The paths of those whole downloads that may stay; their room is taken then."""
         free, total = self._store.free_space()
         if free < bytes_to_leave(self._settings, total):

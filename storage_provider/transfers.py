@@ -162,7 +162,7 @@ class _CheckedBody:
         return data
 
 
-class Content(Protocol):
+class Fingerprint(Protocol):
     """The bytes of a file or an object, as far as they are compared with what the database says."""
 
     @property
@@ -174,8 +174,8 @@ class Content(Protocol):
         """In hex; it may take as long to tell as to read them."""
 
 
-class Loaded:
-    """The `Content` of some bytes, which are hashed only when that is asked for."""
+class LateDigest:
+    """The `Fingerprint` of some bytes, which are hashed only when that is asked for."""
 
     def __init__(self, content: bytes) -> None:
         self._content = content
@@ -191,7 +191,7 @@ class Loaded:
 
 @dataclass(frozen=True)
 class Digest:
-    """The `Content` of what has been read."""
+    """The `Fingerprint` of what has been read."""
 
     length: int
     sha256: str
@@ -284,7 +284,7 @@ def known_sha256(facts: MediaFacts, path: str) -> str | None:
     return facts.sha256 if _thumbnail(path) is None else None
 
 
-def fits(facts: MediaFacts | None, path: str, content: Content) -> bool:
+def fits(facts: MediaFacts | None, path: str, content: Fingerprint) -> bool:
     """Whether a content is what the database says of the file; its SHA-256 is asked for only where that decides."""
     if facts is None or known_length(facts, path) != content.length:
         return False

@@ -88,7 +88,7 @@ def _hashing() -> Row:
         for _ in range(blocks):
             hashlib.sha256(block)
         seconds.append((time.process_time() - begun) / (blocks * len(block) / _GB))
-    what = "SHA-256 of what is kept (it is compared with that in Synapse's database; theirs keeps nothing)"
+    what = "SHA-256 of what is downloaded into a file, as it may be kept; theirs keeps nothing"
     return value(what, Samples("", "s/GB", tuple(seconds)))
 
 

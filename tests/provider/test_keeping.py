@@ -15,7 +15,7 @@ from storage_provider.keeping import Keeping, Whole
 from storage_provider.media_paths import UnsafePath
 from storage_provider.media_store import MediaStore
 from storage_provider.temporary_files import TemporaryFile
-from storage_provider.transfers import Content, Loaded
+from storage_provider.transfers import Fingerprint, LateDigest
 from tests.temporary_files import temporary_files
 
 CONTENT = b"content"
@@ -42,7 +42,7 @@ class World:
         self._jobs.append((job, done))
         return done
 
-    def _choose(self, contents: Mapping[str, Content]) -> Collection[str]:
+    def _choose(self, contents: Mapping[str, Fingerprint]) -> Collection[str]:
         self.questions.append(list(contents))
         if self.choosing_fails:
             raise ArithmeticError
@@ -55,7 +55,7 @@ class World:
     def prepare(self, *numbers: int, at_once: bool = False) -> None:
         for number in numbers:
             path = path_of(number)
-            whole = Whole(path, CONTENT, Loaded(CONTENT))
+            whole = Whole(path, CONTENT, LateDigest(CONTENT))
             prepared = self.keeping.prepare_at_once(whole) if at_once else self.keeping.prepare(whole)
             prepared.addBoth(self.outcomes.setdefault(path, []).append)
 
@@ -152,7 +152,7 @@ def test_what_the_disk_does_not_take_fails_alone(world: World) -> None:
     other = "local_content/XY/CD/other"
     world.prepare(0, 1)
     for path in ("no path of media", other):
-        prepared = world.keeping.prepare(Whole(path, CONTENT, Loaded(CONTENT)))
+        prepared = world.keeping.prepare(Whole(path, CONTENT, LateDigest(CONTENT)))
         prepared.addBoth(world.outcomes.setdefault(path, []).append)
     while world.work():
         pass
@@ -195,7 +195,7 @@ def test_a_file_that_was_given_stays_open_whatever_comes_of_it(world: World, is_
         world.refused.add(path_of(0))
     with MediaStore(world.store.root).temporary_file("remote_content/a.org/AB/CD/efgh") as file:
         file.write_at(CONTENT, 0)
-        prepared = world.keeping.prepare(Whole(path_of(0), file, Loaded(CONTENT)))
+        prepared = world.keeping.prepare(Whole(path_of(0), file, LateDigest(CONTENT)))
         outcomes: list[object] = []
         prepared.addBoth(outcomes.append)
         world.work()
