@@ -54,7 +54,7 @@ class CacheKeeper:
             self._thread.start()
 
     def wake(self) -> None:
-        """Have the next pass as early as the rest after the last one allows."""
+        """Tell that `max_size` keeps files away: the next pass makes room, as early as the rest after the last one allows."""
         with self._condition:
             self._is_woken = True
             self._condition.notify_all()
@@ -83,21 +83,22 @@ class CacheKeeper:
 
     def _keep(self) -> None:
         at_start = self._settings.auto_restore and self._settings.auto_restore_startup
+        is_full = False
         if not at_start:
             self._cache.prepare()
-            self._wait(self._interval)
+            is_full = self._wait(self._interval)
         while not self._stop.is_set():
-            self._run_pass()
+            self._run_pass(is_full)
             rest = self._cache.scan_seconds * _REST
-            self._wait(max(self._interval, rest), at_least=rest)
+            is_full = self._wait(max(self._interval, rest), at_least=rest)
 
     @property
     def _interval(self) -> float:
         return self._settings.auto_restore_monitor_interval
 
-    def _run_pass(self) -> None:
+    def _run_pass(self, is_full: bool) -> None:
         try:
-            report = self._cache.run_pass()
+            report = self._cache.run_pass(is_full=is_full)
         except Stopped:
             return
         except (BackendError, BucketFails, SynapseDbError, MediaStoreError, OSError) as error:
@@ -117,8 +118,8 @@ class CacheKeeper:
             logger.info("Local cache: not all media that belongs on disk is restored, because of %s", report.limited_by)
         self._limit_told = report.limited_by
 
-    def _wait(self, seconds: float, *, at_least: float = 0.0) -> None:
-        """Wait that long, or until woken, or until the end."""
+    def _wait(self, seconds: float, *, at_least: float = 0.0) -> bool:
+        """Wait that long, or until woken, or until the end; tells whether it was woken."""
         begin = time.monotonic()
         with self._condition:
             while not self._stop.is_set():
@@ -127,4 +128,5 @@ class CacheKeeper:
                 if passed >= end:
                     break
                 self._condition.wait(end - passed)
-            self._is_woken = False
+            is_woken, self._is_woken = self._is_woken, False
+            return is_woken

@@ -65,23 +65,26 @@ class CachePolicy:
                 return by_size, "max_size"
         return by_space, "min_free_space"
 
-    def excess(self, on_disk: int, free: int) -> int:
-        """The bytes that have to leave the disk, whatever their age."""
+    def excess(self, on_disk: int, free: int, *, is_full: bool = False) -> int:
+        """The bytes that have to leave the disk, whatever their age.
+
+        `is_full` tells that `max_size` has kept something away, be it that there is still a little room.
+        """
         if not self.evicts:
             return 0
         by_size = by_space = 0
-        if self.max_size is not None and on_disk > self.max_size:
+        if self.max_size is not None and (is_full or on_disk > self.max_size):
             by_size = on_disk - self.max_size * _FULL_PERCENT // 100
         if free < self.min_free:
             by_space = self.min_free * _FREE_PERCENT // 100 - free
-        return max(by_size, by_space)
+        return max(by_size, by_space, 0)
 
-    def plan(self, ages: AgeHistogram, on_disk: int, free: int) -> EvictionPlan | None:
-        """What to evict of the files in the histogram; None for nothing."""
+    def plan(self, ages: AgeHistogram, on_disk: int, free: int, *, is_full: bool = False) -> EvictionPlan | None:
+        """What to evict of the files in the histogram; None for nothing. `is_full` is as in `excess`."""
         if not self.evicts:
             return None
         by_age = 0 if self.max_age is None else ages.now - self.max_age
-        plan = ages.oldest(self.excess(on_disk, free))
+        plan = ages.oldest(self.excess(on_disk, free, is_full=is_full))
         if plan is None or plan.before <= by_age:
             return EvictionPlan(by_age, by_age, 0) if self.max_age is not None and ages.has_before(by_age) else None
         return EvictionPlan(max(plan.all_before, by_age), plan.before, plan.of_the_rest)

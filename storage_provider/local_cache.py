@@ -94,8 +94,8 @@ class LocalCache:
         if self._store.offloaded_before() is None:
             self._store.set_offloaded_before(self._now() if self._store.holds_media() else 0)
 
-    def run_pass(self) -> PassReport:
-        """Scan, evict, restore, heal.
+    def run_pass(self, *, is_full: bool = False) -> PassReport:
+        """Scan, evict, restore, heal; `is_full` tells that `max_size` has kept something away since the last pass.
 
         Raises `BackendError` and `BucketFails`, `SynapseDbError`, `MediaStoreError` and `OSError`,
         and `Stopped`; what was done until then is complete.
@@ -123,16 +123,16 @@ class LocalCache:
                 self._in_vain,
                 self._now(),
             )
-            self._run(work)
+            self._run(work, is_full)
         work.report.seconds = time.monotonic() - started
         return work.report
 
-    def _run(self, work: CachePass) -> None:
+    def _run(self, work: CachePass, is_full: bool) -> None:
         report, store = work.report, self._store
         self._forget_after_a_day(work)
         scan = self._scan(work)
         on_disk = report.kept.size
-        plan = work.policy.plan(scan.ages, on_disk, store.free_space()[0])
+        plan = work.policy.plan(scan.ages, on_disk, store.free_space()[0], is_full=is_full)
         if plan is not None:
             evict(work, plan)
         on_disk -= report.evicted.size

@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Mapping
 
+from storage_provider.cache_policy import space_of
 from storage_provider.known_media import KnownMedia
 from storage_provider.media_store import MediaStore
 from storage_provider.restoring import bytes_to_leave
@@ -27,7 +28,7 @@ class ReadThrough:
         self._room: int | None = None
 
     def set_room(self, room: int | None) -> None:
-        """Tell how many bytes may be added to the media store; None for no limit."""
+        """Tell how many bytes, in whole blocks, may be added to the media store; None for no limit."""
         with self._lock:
             self._room = room
 
@@ -51,7 +52,8 @@ class ReadThrough:
         with self._lock:
             if self._room is None:
                 return True
-            fits = size <= self._room
+            space = space_of(size)
+            fits = space <= self._room
             if fits or force:
-                self._room -= size
+                self._room -= space
             return fits

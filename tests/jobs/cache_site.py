@@ -139,9 +139,9 @@ class CacheSite:
             clock=lambda: self.clock_ms / 1000,
         )
 
-    def run_pass(self, **config: Any) -> PassReport:
+    def run_pass(self, *, is_full: bool = False, **config: Any) -> PassReport:
         """A pass of a cache that has just been started."""
-        return self.cache(**config).run_pass()
+        return self.cache(**config).run_pass(is_full=is_full)
 
 
 def settings(local_cache: Mapping[str, Any] | None = None, **config: Any) -> ProviderSettings:

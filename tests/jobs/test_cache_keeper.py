@@ -37,12 +37,15 @@ class ScriptedCache:
         self.begun: Queue[int] = Queue()
         self.prepared = threading.Event()
         self.acts: list[Callable[[], object]] = []
+        self.was_full: list[bool] = []
+        """Whether it was told so, a value a pass."""
         self._number = 0
 
     def prepare(self) -> None:
         self.prepared.set()
 
-    def run_pass(self) -> PassReport:
+    def run_pass(self, *, is_full: bool = False) -> PassReport:
+        self.was_full.append(is_full)
         self._number += 1
         self.begun.put(self._number)
         if self.acts:
@@ -105,6 +108,7 @@ def test_without_a_restore_at_start_the_first_pass_waits(make: Make, config: dic
     assert cache.begun.empty()
     keeper.wake()
     assert cache.begun.get(timeout=PATIENCE) == 1
+    assert cache.was_full == [True]
 
 
 def test_there_is_no_thread_without_work(make: Make) -> None:
@@ -115,13 +119,31 @@ def test_there_is_no_thread_without_work(make: Make) -> None:
     keeper.stop()
 
 
-def test_waking_starts_the_next_pass(make: Make) -> None:
+def test_waking_starts_the_next_pass_which_makes_room(make: Make) -> None:
     cache = ScriptedCache()
     keeper = make(cache)
     keeper.start()
     for number in range(1, 4):
         assert cache.begun.get(timeout=PATIENCE) == number
         keeper.wake()
+    assert cache.was_full[:3] == [False, True, True]
+
+
+def test_pass_at_its_time_makes_no_room(make: Make) -> None:
+    cache = ScriptedCache()
+    keeper = make(cache, auto_restore_monitor_interval=1)
+    keeper.start()
+    assert [cache.begun.get(timeout=PATIENCE) for _ in range(2)] == [1, 2]
+    assert cache.was_full[:2] == [False, False]
+
+
+def test_what_finds_no_room_during_a_pass_finds_it_after_the_next_one(make: Make) -> None:
+    cache = ScriptedCache()
+    keeper = make(cache)
+    cache.acts = [keeper.wake]
+    keeper.start()
+    assert [cache.begun.get(timeout=PATIENCE) for _ in range(2)] == [1, 2]
+    assert cache.was_full[:2] == [False, True]
 
 
 def test_even_a_woken_one_rests_after_a_long_comparison(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -129,9 +151,10 @@ def test_even_a_woken_one_rests_after_a_long_comparison(make: Make, monkeypatch:
     cache.scan_seconds = 100.0
     keeper = make(cache, auto_restore_monitor_interval=300)
 
-    def wait(seconds: float, *, at_least: float = 0.0) -> None:
+    def wait(seconds: float, *, at_least: float = 0.0) -> bool:
         waits.put((seconds, at_least))
         keeper.stop()
+        return False
 
     monkeypatch.setattr(keeper, "_wait", wait)
     keeper.start()
@@ -149,7 +172,7 @@ def test_woken_one_waits_for_the_end_of_the_rest(make: Make, monkeypatch: pytest
         keeper._is_woken = True
 
     monkeypatch.setattr(keeper._condition, "wait", wait)
-    keeper._wait(100, at_least=7)
+    assert keeper._wait(100, at_least=7)
     assert waits == [100, 4, 1]
 
 

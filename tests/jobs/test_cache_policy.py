@@ -51,6 +51,12 @@ class TestExcess:
 
     def test_is_nothing_without_a_local_cache_block(self) -> None:
         assert CachePolicy.of(None, 1000).excess(10**15, 0) == 0
+        assert CachePolicy.of(None, 1000).excess(10**15, 0, is_full=True) == 0
+
+    def test_goes_back_to_nine_tenths_where_something_did_not_fit_into_the_rest(self) -> None:
+        assert policy(max_size=1000).excess(950, GIB, is_full=True) == 50
+        assert policy(max_size=1000).excess(800, GIB, is_full=True) == 0
+        assert policy(min_free=100).excess(10**15, 100, is_full=True) == 0
 
 
 class TestPlan:
@@ -81,6 +87,13 @@ class TestPlan:
         taken = [age for age in range(100) if plan.takes(NOW - age * DAY, BLOCK)]
         # 90 % of 50 files are to stay.
         assert taken == list(range(45, 100))
+
+    def test_makes_room_where_something_did_not_fit(self) -> None:
+        histogram = self.histogram(*((age * DAY, BLOCK) for age in range(98)))
+        assert policy(max_size=100 * BLOCK).plan(histogram, 98 * BLOCK, GIB) is None
+        plan = policy(max_size=100 * BLOCK).plan(histogram, 98 * BLOCK, GIB, is_full=True)
+        assert plan is not None
+        assert [age for age in range(98) if plan.takes(NOW - age * DAY, BLOCK)] == list(range(90, 98))
 
     def test_takes_no_more_than_needed_of_media_that_was_last_used_together(self) -> None:
         histogram = self.histogram(*[(400 * DAY, BLOCK)] * 100)

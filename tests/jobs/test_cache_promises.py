@@ -309,9 +309,9 @@ class SiteMachine(RuleBasedStateMachine):
     def restart(self) -> None:
         self.cache = None
 
-    @rule()
-    def run_a_pass(self) -> None:
-        report = self.run()
+    @rule(is_full=st.booleans())
+    def run_a_pass(self, is_full: bool) -> None:
+        report = self.run(is_full=is_full)
         assert report.failed.count == 0, report
 
     @rule(data=st.data(), after=st.integers(1, 8), where=st.sampled_from(["bucket", "before", "after"]))
@@ -397,7 +397,7 @@ class SiteMachine(RuleBasedStateMachine):
     def is_in_use(self, data: st.DataObject, surprise: Surprise) -> None:
         self.in_use = self.choose(data).files[0].path
 
-    def run(self) -> Any:
+    def run(self, *, is_full: bool = False) -> Any:
         if self.cache is None:
             self.cache = LocalCache(
                 self.backend,
@@ -416,7 +416,7 @@ class SiteMachine(RuleBasedStateMachine):
         self.gate.in_use = set() if self.in_use is None else {self.in_use}
         before = {kept.path for item in self.alive() for kept in item.files if self.on_disk(kept.path) is not None}
         try:
-            return self.cache.run_pass()
+            return self.cache.run_pass(is_full=is_full)
         finally:
             self.backend.before = lambda operation, key: None
             self.gate.before = self.gate.after = lambda path: None

@@ -417,6 +417,18 @@ def test_eviction_frees_min_free_space(site: CacheSite) -> None:
     assert (report.evicted.files, site.files()) == (1, {})
 
 
+@on_sqlite
+def test_what_did_not_fit_finds_room_after_the_next_pass(site: CacheSite) -> None:
+    paths = [site.add(f"Number{age:02}", bytes(4096), age=age * DAY) for age in range(20)]
+    limits = {"max_size": 20 * 4096}
+    assert site.run_pass(local_cache=limits).evicted.files == 0
+    report = site.run_pass(local_cache=limits, is_full=True)
+    assert (report.evicted.files, report.room) == (2, 2 * 4096)
+    assert sorted(site.files()) == sorted(paths[:18])
+    # It stays away, and is not taken for something that has to be restored.
+    assert site.run_pass(local_cache=limits).restored.files == 0
+
+
 @on_each_database
 def test_some_things_are_never_evicted(site: CacheSite) -> None:
     quarantined = site.add("Quarantined", b"content", age=9 * DAY, quarantined_by="@admin:a.org")

@@ -19,6 +19,9 @@ from tests.jobs.conftest import SynapseDatabase
 
 SHA256 = "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855"
 DIGEST = Digest(100, SHA256)
+BLOCK = 4096
+"""What a file of that length takes on the disk."""
+
 PATH = "local_content/ab/cd/ef"
 
 
@@ -66,7 +69,7 @@ def test_what_the_database_knows_stays(world: World) -> None:
 )
 def test_anything_else_does_not_stay_and_takes_no_room(world: World, path: str, digest: Digest) -> None:
     read_through = world.read_through()
-    read_through.set_room(DIGEST.length)
+    read_through.set_room(BLOCK)
     assert not stays(read_through, path, digest)
     assert world.asked_for_room == []
     assert stays(read_through)
@@ -98,32 +101,33 @@ def test_without_a_limit_there_is_always_room(world: World) -> None:
 @pytest.mark.parametrize("add", [lambda each: stays(each), lambda each: each.count(DIGEST.length)])
 def test_what_is_added_takes_room_until_more_is_asked_for(world: World, add: Callable[[ReadThrough], object]) -> None:
     read_through = world.read_through()
-    read_through.set_room(2 * DIGEST.length)
+    read_through.set_room(2 * BLOCK)
     add(read_through)
     assert stays(read_through)
     assert world.asked_for_room == []
     assert not stays(read_through)
     assert world.asked_for_room == [True]
-    read_through.set_room(DIGEST.length)
+    read_through.set_room(BLOCK)
     assert stays(read_through)
 
 
 def test_what_was_uploaded_counts_even_where_there_is_no_room_and_asks_for_more(world: World) -> None:
     read_through = world.read_through()
-    read_through.set_room(DIGEST.length)
-    read_through.count(2 * DIGEST.length)
+    read_through.set_room(BLOCK)
+    read_through.count(BLOCK + 1)
     assert world.asked_for_room == [True]
     # It has taken more than there was.
-    assert not stays(read_through, PATH, Digest(0, SHA256))
     assert not stays(read_through)
 
 
-def test_what_does_not_fit_takes_nothing(world: World) -> None:
+def test_what_does_not_fit_takes_nothing(world: World, synapse_database: SynapseDatabase) -> None:
+    larger = Digest(BLOCK + 1, SHA256)
+    synapse_database.add_local("ghijkl", media_length=larger.length, sha256=SHA256)
     read_through = world.read_through()
-    read_through.set_room(DIGEST.length - 1)
-    assert not stays(read_through)
-    read_through.count(DIGEST.length - 1)
+    read_through.set_room(2 * BLOCK - 1)
+    assert not stays(read_through, "local_content/gh/ij/kl", larger)
     assert world.asked_for_room == [True]
+    assert stays(read_through)
 
 
 def test_of_many_those_stay_that_are_known_and_fit(world: World, synapse_database: SynapseDatabase) -> None:
@@ -131,7 +135,7 @@ def test_of_many_those_stay_that_are_known_and_fit(world: World, synapse_databas
         synapse_database.add_local(f"abcde{number}", media_length=DIGEST.length, sha256=SHA256)
     known = {f"local_content/ab/cd/e{number}" for number in range(3)}
     read_through = world.read_through()
-    read_through.set_room(2 * DIGEST.length)
+    read_through.set_room(2 * BLOCK)
     chosen = read_through.choose(dict.fromkeys(["local_content/gh/ij/kl", *sorted(known)], DIGEST))
     assert len(chosen) == 2
     assert chosen < known
