@@ -1,4 +1,4 @@
-"""A bucket of any number of empty objects that is never stored: listings and HEADs are made up as they are asked for."""
+"""A bucket of any number of empty objects that is never stored: its answers are made up as it is asked."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ EMPTY_ETAG = "d41d8cd98f00b204e9800998ecf8427e"
 
 _PAGE = 1000
 _TIME = "2026-01-01T00:00:00.000Z"
+_HEADERS = {"ETag": f'"{EMPTY_ETAG}"', "Last-Modified": "Thu, 01 Jan 2026 00:00:00 GMT"}
 
 
 class NumberedMedia(Sequence[Media]):
@@ -60,7 +61,9 @@ class ListedBucket:
         if request.method == "HEAD" and not key:
             return reply(200)
         if request.method == "HEAD" and self._keys.has(key):
-            return reply(200, headers={"ETag": f'"{EMPTY_ETAG}"', "Last-Modified": "Thu, 01 Jan 2026 00:00:00 GMT"})
+            return reply(200, headers=_HEADERS)
+        if request.method == "GET" and self._keys.has(key):
+            return reply(200, b"", _HEADERS)
         if request.method in ("HEAD", "GET"):
             return error(404, "NoSuchKey")
         return error(403, "AccessDenied", "everything is there already")

@@ -23,7 +23,7 @@ DOCUMENT = ROOT / "docs" / "benchmarks.md"
 _INTRODUCTION = """\
 # Benchmarks
 
-Written by `./scripts/bench upload` and `./scripts/bench serve`, each of which replaces its own section. Ratios are taken
+Written by `./scripts/bench upload`, `serve` and `cache`, each of which replaces its own section. Ratios are taken
 between programs that ran in turns, on the same files and against the same server; the numbers in brackets are the lowest
 and the highest of all rounds.
 """

@@ -49,5 +49,7 @@ def test_listing_begins_where_it_is_asked_to(backend: Backend) -> None:
 
 def test_objects_can_be_asked_for_one_by_one(backend: Backend) -> None:
     assert backend.stat(KEYS[7]).etag == EMPTY_ETAG
+    with closing(backend.open(KEYS[7])) as content:
+        assert (content.info.size, content.read(1)) == (0, b"")
     with pytest.raises(ObjectNotFound):
         backend.stat("local_content/ab/cd/efgh")

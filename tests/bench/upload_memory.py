@@ -8,15 +8,12 @@ proves the objects of what is on the disk, asks the database again, and removes 
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Iterable
-from pathlib import Path
 
-from storage_provider.media_paths import Media, content_path
 from tests.backends.scripted_server import ScriptedServer, from_request
 from tests.bench.listed_bucket import ListedBucket, NumberedMedia
 from tests.bench.measured import Measured
-from tests.bench.media import fill
+from tests.bench.media import fill, write_empty_files
 from tests.bench.report import Row, Samples, say, value
 from tests.bench.upload_site import Job, Site, Tool, WrongResult
 
@@ -49,7 +46,7 @@ def _sync(site: Site, tool: Tool, number: int) -> Measured:
     say(f"memory: making {number:,} rows …")
     fill(site.database, media, 0)
     store = site.new_directory("store")
-    _write_empty_files(store, media[::_ON_DISK])
+    write_empty_files(store, media[::_ON_DISK])
     bucket = ListedBucket(media)
     with ScriptedServer([from_request(bucket.answer)]) as server:
         job = Job(site, tool, store, site.new_directory(tool.name), "media", server.endpoint)
@@ -62,14 +59,3 @@ def _sync(site: Site, tool: Tool, number: int) -> Measured:
         raise WrongResult(f"{tool.name} read {bucket.pages} pages of the bucket's listing, which is not all of it")
     say(f"memory: {tool.name}, {number:,} media: {measured.peak_mib:.0f} MiB, {measured.seconds:.0f} s")
     return measured
-
-
-def _write_empty_files(store: Path, media: Iterable[Media]) -> None:
-    made = ""
-    for each in media:
-        path = content_path(each)
-        directory = path.rpartition("/")[0]
-        if directory != made:
-            (store / directory).mkdir(parents=True, exist_ok=True)
-            made = directory
-        os.close(os.open(store / path, os.O_CREAT | os.O_WRONLY))

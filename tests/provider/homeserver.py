@@ -152,9 +152,9 @@ class Homeserver:
     def log(self) -> str:
         return self.log_file.read_text(errors="replace") if self.log_file.exists() else ""
 
-    def wait_for_log(self, pattern: str, start: int = 0) -> str:
+    def wait_for_log(self, pattern: str, start: int = 0, seconds: float = _LOG_SECONDS) -> str:
         """Wait for a line that holds the pattern, from that place of the log on; returns the line."""
-        deadline = time.monotonic() + _LOG_SECONDS
+        deadline = time.monotonic() + seconds
         while time.monotonic() < deadline:
             found = re.search(f"^.*{pattern}.*$", self.log[start:], re.MULTILINE)
             if found:
