@@ -42,8 +42,8 @@ Value = TypeVar("Value")
 # A thread goes on for so long before it returns to the reactor: a change of threads costs as much as moving 100 KiB.
 _TURN_SECONDS = 0.01
 
-# Where a turn is long in coming, readers are shown what it has brought so far.
-_LOOK_SECONDS = 0.1
+# Where a turn takes longer, readers are shown what it has brought so far: after one or two of these.
+_LOOK_SECONDS = 0.05
 
 # What it reads at once: little, so that the first bytes come early and a slow line lets readers go on often, and more
 # where that is quick.
@@ -100,6 +100,8 @@ class Downloads:
         self._reactor = reactor
         self._threads = threads
         self._downloads: dict[str, _Download] = {}
+        self._to_look_at: set[_Download] = set()
+        self._to_look_at_next: set[_Download] = set()
         self._buffer = memoryview(bytearray(CHUNK_BYTES))
         self._unhurried: deque[Callable[[], Deferred[Any]]] = deque()
         self._unhurried_moving = 0
@@ -173,8 +175,18 @@ class Downloads:
     def do_in_background(self, function: Callable[[], Any]) -> Deferred[Any]:
         return deferToThreadPool(self._reactor, self._threads.background, function)
 
-    def look_later(self, function: Callable[[], None]) -> None:
-        self._reactor.callLater(_LOOK_SECONDS, function)
+    def look_later(self, download: _Download) -> None:
+        """Have it look at what has come, in a while; one timer wakes the reactor for all of them."""
+        if not self._to_look_at and not self._to_look_at_next:
+            self._reactor.callLater(_LOOK_SECONDS, self._look)
+        self._to_look_at_next.add(download)
+
+    def _look(self) -> None:
+        due, self._to_look_at, self._to_look_at_next = self._to_look_at, self._to_look_at_next, set()
+        if self._to_look_at:
+            self._reactor.callLater(_LOOK_SECONDS, self._look)
+        for download in due:
+            download.look()
 
     def read_cached(self, descriptor: int, length: int, offset: int) -> bytes | None:
         """What memory holds of a file; None where the disk would have to be waited for, or nobody can tell."""
@@ -250,7 +262,6 @@ class _Download:
         # What a turn that is under way has brought so far; its thread puts it here.
         self._beginning: _Opened | None = None
         self._so_far = _Moved()
-        self._will_look = False
         # About its place in the media store:
         self._copies = 0
         self._placements = 0
@@ -260,7 +271,7 @@ class _Download:
         self._is_prepared = False
         self._place_error: Exception | None = None
         downloads.open_in_thread(self._open).addCallbacks(self._has_opened, self._has_failed)
-        self._look_later()
+        downloads.look_later(self)
 
     @property
     def info(self) -> ObjectInfo:
@@ -399,7 +410,7 @@ class _Download:
         is_waited_for = self._copies > 0 or self._available - self._read_up_to < _FAR_AHEAD_BYTES
         move = self._downloads.move_in_thread if is_waited_for else self._downloads.move_unhurriedly
         move(step).addCallbacks(self._has_moved, self._has_failed)
-        self._look_later()
+        self._downloads.look_later(self)
 
     def _transfer(self, reader: ResumingReader, file: TemporaryFile, before: _Moved, seconds: float) -> _Moved:
         """Move bytes into the file for so long, at least once; in a thread.
@@ -426,19 +437,13 @@ class _Download:
             return _Moved(end, tuple(pieces), error)
         return _Moved(end, tuple(pieces))
 
-    def _look_later(self) -> None:
-        if not self._will_look:
-            self._will_look = True
-            self._downloads.look_later(self._look)
-
-    def _look(self) -> None:
+    def look(self) -> None:
         """Show what has come, where the turn that brought it is not over."""
-        self._will_look = False
         # A reader that stalls would keep them in memory for ever; whoever comes later reads the file.
         self._pieces = ()
         if not self._is_moving:
             return
-        self._look_later()
+        self._downloads.look_later(self)
         if self._info is None and self._beginning is not None:
             self._show_object(self._beginning)
             self._show(self._beginning.moved)

@@ -81,6 +81,11 @@ class World:
         while self.opening.work() + self.moving.work() + self.background.work():
             pass
 
+    def wait_for_a_look(self) -> None:
+        """Let the time pass after which every download has looked at what has come."""
+        for _ in range(2):
+            self.reactor.advance(1)
+
     def fetch(self) -> ChunkSource:
         """A source whose headers are in, and none of a large content."""
         fetching = self.begin_fetch()
@@ -298,7 +303,7 @@ def test_readers_are_shown_what_a_turn_has_brought_though_the_rest_of_it_is_awai
         positions.append(position)
         if len(positions) > steps and not shown:
             assert not fetching.called
-            world.reactor.advance(1)
+            world.wait_for_a_look()
             shown.append(begun(position))
 
     def begun(position: int) -> bytes:
@@ -338,8 +343,8 @@ def test_a_reader_in_the_middle_of_a_step_goes_on_from_there(world: World, file_
 
     def read_once(position: int) -> None:
         if position > CHUNK_BYTES and not sources:
-            world.reactor.advance(1)
-            world.reactor.advance(1)
+            world.wait_for_a_look()
+            world.wait_for_a_look()
             source = now(fetching)
             assert source is not None
             sources.append(source)
@@ -367,7 +372,7 @@ def test_readers_that_keep_up_step_by_step_do_not_read_the_file(world: World, fi
 def test_nothing_stays_in_memory_for_readers_that_stall(world: World, file_reads: list[int]) -> None:
     world.bucket.objects[PATH] = LARGE[: 1 << 20]
     source = world.fetch()
-    world.reactor.advance(1)
+    world.wait_for_a_look()
     assert world.read_all(source) == LARGE[: 1 << 20]
     assert sum(file_reads) == 1 << 20
 
@@ -383,9 +388,24 @@ def test_a_download_that_has_come_to_rest_is_looked_at_no_more(world: World) -> 
     world.bucket.objects[PATH] = LARGE
     stalled = world.fetch()
     world.work()
-    world.reactor.advance(1)
+    world.wait_for_a_look()
     assert world.reactor.getDelayedCalls() == []
     assert world.read_all(stalled) == LARGE
+
+
+def test_many_downloads_wake_the_reactor_no_more_often_than_one(world: World) -> None:
+    paths = [f"local_content/AB/CD/efgh{number}" for number in range(10)]
+    world.bucket.objects |= dict.fromkeys(paths, LARGE)
+    fetching = [begin(world.downloads.fetch(path)) for path in paths]
+    for _ in range(5):
+        assert len(world.reactor.getDelayedCalls()) == 1
+        world.reactor.advance(1)
+    world.work()
+    for path, each in zip(paths, fetching, strict=True):
+        source = now(each)
+        assert source is not None
+        source.close()
+        world.downloads.paths.end(path)
 
 
 def test_of_downloads_that_nobody_waits_for_few_move_at_a_time(world: World) -> None:
