@@ -34,14 +34,18 @@ class CacheKeeper:
         store: MediaStore,
         settings: ProviderSettings,
         stop: threading.Event,
-        on_report: Callable[[PassReport], object] = lambda report: None,
+        may_begin: Callable[[], bool] = lambda: True,
     ) -> None:
-        """`stop` is the event that the cache obeys too; `on_report` is called in the thread, after each pass."""
+        """`stop` is the event that the cache obeys too.
+
+        `may_begin` is asked in the thread before a pass, until it has once said yes; it may raise `BackendError`.
+        """
         self._cache = cache
         self._store = store
         self._settings = settings
         self._stop = stop
-        self._on_report = on_report
+        self._may_begin = may_begin
+        self._has_begun = False
         self._condition = threading.Condition()
         self._is_woken = False
         self._limit_told: str | None = None
@@ -98,6 +102,9 @@ class CacheKeeper:
 
     def _run_pass(self, is_full: bool) -> None:
         try:
+            self._has_begun = self._has_begun or self._may_begin()
+            if not self._has_begun:
+                return
             report = self._cache.run_pass(is_full=is_full)
         except Stopped:
             return
@@ -109,7 +116,6 @@ class CacheKeeper:
             logger.exception("A pass over the local cache of media failed")
             return
         self._tell(report)
-        self._on_report(report)
 
     def _tell(self, report: PassReport) -> None:
         """One line for the pass, and once another one while there is no room for all that belongs on disk."""

@@ -17,6 +17,7 @@ from storage_provider.cache_report import PassReport
 from storage_provider.directories import FileState
 from storage_provider.media_paths import UnsafePath
 from storage_provider.media_store import MediaStore
+from storage_provider.room import Room
 from storage_provider.synapse_db import FileRow, SynapseDb
 from storage_provider.temporary_files import TemporaryFile
 from storage_provider.transfers import (
@@ -71,6 +72,7 @@ class CachePass:
     store: MediaStore
     database: SynapseDb
     policy: CachePolicy
+    room: Room
     gate: Gate
     is_accessed: Callable[[CachedMedia], bool]
     """Whether media is being used, which its row does not say yet."""

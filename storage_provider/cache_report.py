@@ -68,8 +68,6 @@ class PassReport:
     """Whether more is on disk than the limits allow, though all was evicted that may be."""
     listed: bool = False
     """Whether the bucket was listed."""
-    room: int | None = None
-    """The bytes that may be added before `max_size` is exceeded; None without a `max_size`."""
     scan_seconds: float = 0.0
     """How long it took to compare database and disk."""
     seconds: float = 0.0

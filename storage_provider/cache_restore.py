@@ -33,14 +33,13 @@ class DiskIsFull(Exception):
 class Restore:
     """Fetches what is missing, as long as there is room."""
 
-    def __init__(self, work: CachePass, missing: PathMarks, on_disk: int, batch: int) -> None:
+    def __init__(self, work: CachePass, missing: PathMarks, batch: int) -> None:
         """`missing` holds at least the paths that are; `batch` is how many files are under way at once."""
         self._work = work
         self._missing = missing
         self._batch = batch
         # Of those, so many are fetched while the others wait for their places.
         self._half = max(batch // 2, 1)
-        self._on_disk = on_disk
         self._under_way = 0
         self._is_over = False
         self._fetched: deque[tuple[ExpectedFile, TemporaryFile]] = deque()
@@ -70,7 +69,7 @@ class Restore:
 
     def _reserve(self, space: int) -> bool:
         free, _ = self._work.store.free_space()
-        room, limit = self._work.policy.room(self._on_disk + self._under_way, free - self._under_way)
+        room, limit = self._work.policy.room(self._work.room.on_disk + self._under_way, free - self._under_way)
         if space <= room:
             self._under_way += space
             return True
@@ -131,7 +130,7 @@ class Restore:
         state = self._outcome(wanted.path, lambda: temporary.place(wanted.path))
         if state is not None:
             self._placed.append((wanted, state))
-            self._on_disk += space_of(state.size)
+            self._work.room.add(state.size)
             self._work.report.restored.add(space_of(state.size))
         return state
 

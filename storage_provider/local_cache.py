@@ -20,6 +20,7 @@ from storage_provider.media_paths import MEDIA_ROOTS
 from storage_provider.media_store import MediaStore
 from storage_provider.reconcile import Entry, expected_files, reconcile
 from storage_provider.restoring import bytes_to_leave
+from storage_provider.room import Room
 from storage_provider.settings import ProviderSettings
 from storage_provider.synapse_db import FileRow, SynapseDb
 
@@ -52,6 +53,7 @@ class LocalCache:
         store: MediaStore,
         connect: Callable[[], SynapseDb],
         settings: ProviderSettings,
+        room: Room,
         *,
         stored: Collection[Kind],
         gate: Gate,
@@ -68,6 +70,7 @@ class LocalCache:
         self._store = store
         self._connect = connect
         self._settings = settings
+        self._room = room
         self._stored = frozenset(stored)
         self._gate = gate
         self._stop = stop
@@ -113,6 +116,7 @@ class LocalCache:
                 self._store,
                 database,
                 policy,
+                self._room,
                 self._gate,
                 self._is_accessed,
                 self._stored,
@@ -130,15 +134,19 @@ class LocalCache:
     def _run(self, work: CachePass, is_full: bool) -> None:
         report, store = work.report, self._store
         self._forget_after_a_day(work)
+        begun = work.room.begin_look()
         scan = self._scan(work)
-        on_disk = report.kept.size
-        plan = work.policy.plan(scan.ages, on_disk, store.free_space()[0], is_full=is_full)
-        if plan is not None:
-            evict(work, plan)
-        on_disk -= report.evicted.size
+        plan = work.policy.plan(scan.ages, report.kept.size, store.free_space()[0], is_full=is_full)
+        try:
+            if plan is not None:
+                evict(work, plan)
+        finally:
+            # Also where the bucket fails, now or later in the pass: readers find room as far as there is some.
+            on_disk = report.kept.size - report.evicted.size
+            work.room.settle(on_disk, begun)
         report.over_limit = work.policy.excess(on_disk, store.free_space()[0]) > 0
         if work.heals:
-            self._restore(work, scan, on_disk)
+            self._restore(work, scan)
             mend_files(work, scan.damaged)
             if scan.holds_settled_files and self._listing_is_due(work.now):
                 mend_objects(work)
@@ -146,8 +154,6 @@ class LocalCache:
                 store.set_listed_at(work.now)
         report.kept.files += report.restored.files - report.evicted.files
         report.kept.size += report.restored.size - report.evicted.size
-        if work.policy.max_size is not None:
-            report.room = work.policy.max_size - report.kept.size
 
     def _forget_after_a_day(self, work: CachePass) -> None:
         if not self._in_vain_since <= work.now < self._in_vain_since + _DAY_MS:
@@ -171,8 +177,8 @@ class LocalCache:
 
     # --- restore ---
 
-    def _restore(self, work: CachePass, scan: _Scan, on_disk: int) -> None:
-        restore = Restore(work, scan.missing, on_disk, self._settings.auto_restore_batch_size)
+    def _restore(self, work: CachePass, scan: _Scan) -> None:
+        restore = Restore(work, scan.missing, self._settings.auto_restore_batch_size)
         for index, (begin, end) in enumerate(scan.bands):
             if index in scan.bands_with_missing and not restore.run(begin, end):
                 return

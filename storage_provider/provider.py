@@ -21,11 +21,10 @@ from twisted.internet.threads import deferToThreadPool
 from twisted.python.threadpool import ThreadPool
 
 from backends import open_backend
-from backends.errors import BackendError, SettingsError
+from backends.errors import AccessDenied, BackendError, SettingsError
 from backends.selection import choose_backend
 from storage_provider.cache_db import CachedMedia, Kind
 from storage_provider.cache_keeper import CacheKeeper
-from storage_provider.cache_report import PassReport
 from storage_provider.complaints import Complaints
 from storage_provider.downloads import Downloads, Threads
 from storage_provider.known_media import KnownMedia, database_arguments
@@ -33,8 +32,9 @@ from storage_provider.local_cache import LocalCache
 from storage_provider.media_store import MediaStore, MediaStoreError
 from storage_provider.read_through import ReadThrough
 from storage_provider.responder import ChunkResponder
+from storage_provider.room import Room
 from storage_provider.settings import ProviderSettings
-from storage_provider.startup_check import Problem, find_problem
+from storage_provider.startup_check import Problem, find_problem, prefix_problem
 from storage_provider.uploaded_files import UploadedFiles
 from storage_provider.uploads_in_flight import UploadsInFlight
 
@@ -77,7 +77,8 @@ class S3StorageProviderBackend(StorageProvider):
         self._read_threads = self._start_threads("s3-media-read", settings.threadpool_size - half - quarter)
         self._background_threads = self._start_threads("s3-media-background", quarter)
         self._known_media = KnownMedia(database_arguments(hs), self._accessed_remotes)
-        self._read_through = ReadThrough(settings, self._store, self._known_media, self._evict)
+        self._room = Room(None if settings.local_cache is None else settings.local_cache.max_size)
+        self._read_through = ReadThrough(settings, self._store, self._room, self._known_media, self._evict)
         self._downloads = Downloads(
             self._module_api,
             self._reactor,
@@ -211,8 +212,8 @@ class S3StorageProviderBackend(StorageProvider):
         self._reactor.callFromThread(self._note, problem)
 
     def _note(self, problem: Problem | None) -> None:
-        self._problem = problem
-        if problem is not None:
+        is_known, self._problem = problem == self._problem, problem
+        if problem is not None and not is_known:
             logger.error("Media storage: %s", problem.text)
 
     def _remove_leftovers(self) -> None:
@@ -255,6 +256,7 @@ class S3StorageProviderBackend(StorageProvider):
             self._store,
             self._known_media.connect,
             self._settings,
+            self._room,
             stored=kinds,
             gate=self._downloads.paths,
             stop=self._stop_background,
@@ -266,10 +268,19 @@ class S3StorageProviderBackend(StorageProvider):
             cache.prepare()
         except (MediaStoreError, OSError) as error:
             logger.warning("The local cache of media cannot be kept: %s", error)
-        return CacheKeeper(cache, self._store, self._settings, self._stop_background, self._note_pass)
+        return CacheKeeper(cache, self._store, self._settings, self._stop_background, self._may_keep_cache)
 
-    def _note_pass(self, report: PassReport) -> None:
-        self._read_through.set_room(report.room)
+    def _may_keep_cache(self) -> bool:
+        """Whether media is looked for where it is: what is missing elsewhere is not to be sent there; in a thread."""
+        try:
+            problem = prefix_problem(self._settings)
+        except AccessDenied:
+            # Without the permission to list nothing is found to be missing either.
+            return True
+        if problem is None or not problem.hides_media:
+            return True
+        self._reactor.callFromThread(self._note, problem)
+        return False
 
     def _evict(self) -> None:
         if self._keeper is not None:

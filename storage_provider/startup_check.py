@@ -32,12 +32,33 @@ def find_problem(settings: ProviderSettings, backend: Backend) -> Problem | None
     """
     try:
         backend.check()
-        if problem := _prefix_problem(settings):
+        if problem := prefix_problem(settings):
             return problem
         backend.check_encryption()
     except BackendError as error:
         return Problem(f"{_advice(settings, error)} ({error})")
     return None
+
+
+def prefix_problem(settings: ProviderSettings) -> Problem | None:
+    """Whether the media in the bucket stands under another spelling of the prefix; None where nothing tells so.
+
+    A prefix without a final slash is joined raw by synapse-s3-storage-provider and with a slash by others.
+    Where only the raw spelling holds media, every file would seem to be missing, and new ones would
+    be kept apart from the old. Raises `BackendError` where the bucket cannot be listed.
+    """
+    if settings.raw_prefix or not settings.prefix or settings.prefix.endswith("/"):
+        return None
+    raw = settings.model_copy(update={"raw_prefix": True})
+    if not _holds_media(raw):
+        return None
+    spelling = f"the keys start with {settings.prefix + MEDIA_ROOTS[0]!r}, without a slash after the prefix"
+    if _holds_media(settings):
+        return Problem(f"Some media in the bucket will not be found: of some of it {spelling}")
+    return Problem(
+        f"The media in the bucket was stored with a raw prefix ({spelling}): set `raw_prefix: true`",
+        hides_media=True,
+    )
 
 
 def _advice(settings: ProviderSettings, error: BackendError) -> str:
@@ -54,26 +75,6 @@ def _advice(settings: ProviderSettings, error: BackendError) -> str:
     if error.retryable:
         return f"{where} does not answer as it should: is `endpoint_url` right, and the server up?"
     return f"{where} refuses to work with bucket {settings.bucket!r}"
-
-
-def _prefix_problem(settings: ProviderSettings) -> Problem | None:
-    """A prefix without a final slash is joined raw by synapse-s3-storage-provider and with a slash by others.
-
-    Where only the raw spelling holds media, every file would seem to be missing, and new ones would
-    be kept apart from the old.
-    """
-    if settings.raw_prefix or not settings.prefix or settings.prefix.endswith("/"):
-        return None
-    raw = settings.model_copy(update={"raw_prefix": True})
-    if not _holds_media(raw):
-        return None
-    spelling = f"the keys start with {settings.prefix + MEDIA_ROOTS[0]!r}, without a slash after the prefix"
-    if _holds_media(settings):
-        return Problem(f"Some media in the bucket will not be found: of some of it {spelling}")
-    return Problem(
-        f"The media in the bucket was stored with a raw prefix ({spelling}): set `raw_prefix: true`",
-        hides_media=True,
-    )
 
 
 def _holds_media(settings: ProviderSettings) -> bool:

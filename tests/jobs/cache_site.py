@@ -17,6 +17,7 @@ from storage_provider.directories import FileState
 from storage_provider.local_cache import LocalCache
 from storage_provider.media_paths import Media, content_path, thumbnail_directory
 from storage_provider.media_store import MediaStore
+from storage_provider.room import Room
 from storage_provider.settings import ProviderSettings
 from storage_provider.synapse_db import connect
 from tests.jobs.conftest import SynapseDatabase
@@ -60,7 +61,8 @@ class CacheSite:
     clock_ms: int = 0
     accessed: set[str] = field(default_factory=set)
     """Ids of media that is being used, which no row tells yet."""
-    _caches: dict[str, LocalCache] = field(default_factory=dict)
+    room: Room = field(default_factory=lambda: Room(None))
+    """That of the cache that was started last."""
 
     def __post_init__(self) -> None:
         self.root.mkdir(exist_ok=True)
@@ -126,11 +128,14 @@ class CacheSite:
     # --- the cache ---
 
     def cache(self, *, stored: tuple[Any, ...] = ("local", "remote"), **config: Any) -> LocalCache:
+        given = settings(**config)
+        self.room = room_of(given)
         return LocalCache(
             self.backend,
             self.store,
             lambda: connect(self.database.arguments),
-            settings(**config),
+            given,
+            self.room,
             stored=stored,
             gate=self.gate,
             stop=self.stop,
@@ -148,6 +153,10 @@ def settings(local_cache: Mapping[str, Any] | None = None, **config: Any) -> Pro
     """The settings with no other limit on the disk than those given."""
     limits = None if local_cache is None else {"min_free_space": 0, **local_cache}
     return ProviderSettings.parse({"bucket": "media", **({} if limits is None else {"local_cache": limits}), **config})
+
+
+def room_of(given: ProviderSettings) -> Room:
+    return Room(None if given.local_cache is None else given.local_cache.max_size)
 
 
 def _body(content: bytes) -> Any:

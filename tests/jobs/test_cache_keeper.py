@@ -67,10 +67,10 @@ def make(store: MediaStore) -> Iterator[Make]:
     made: list[CacheKeeper] = []
 
     def make_keeper(cache: ScriptedCache, **config: Any) -> CacheKeeper:
-        on_report = config.pop("on_report", lambda report: None)
+        may_begin = config.pop("may_begin", lambda: True)
         stop = config.pop("stop", None) or threading.Event()
         given = settings(**{"auto_restore_monitor_interval": NEVER, **config})
-        made.append(CacheKeeper(cast(LocalCache, cache), store, given, stop, on_report))
+        made.append(CacheKeeper(cast(LocalCache, cache), store, given, stop, may_begin))
         return made[-1]
 
     yield make_keeper
@@ -85,11 +85,10 @@ def raise_(error: Exception) -> Callable[[], object]:
     return act
 
 
-def test_first_pass_begins_at_start_and_is_reported(make: Make) -> None:
-    cache, reports = ScriptedCache(), Queue[PassReport]()
-    make(cache, on_report=reports.put).start()
+def test_first_pass_begins_at_start(make: Make) -> None:
+    cache = ScriptedCache()
+    make(cache).start()
     assert cache.begun.get(timeout=PATIENCE) == 1
-    assert reports.get(timeout=PATIENCE) == PassReport()
 
 
 def test_passes_follow_each_other_at_the_interval(make: Make) -> None:
@@ -109,6 +108,27 @@ def test_without_a_restore_at_start_the_first_pass_waits(make: Make, config: dic
     keeper.wake()
     assert cache.begun.get(timeout=PATIENCE) == 1
     assert cache.was_full == [True]
+
+
+def test_no_pass_begins_before_it_may_and_nobody_is_asked_afterwards(make: Make) -> None:
+    cache, asked = ScriptedCache(), Queue[int]()
+    answers = [lambda: True, lambda: False, raise_(BackendUnavailable("it is away", operation="list"))]
+
+    def may_begin() -> bool:
+        asked.put(len(answers))
+        return bool(answers.pop()())
+
+    keeper = make(cache, may_begin=may_begin)
+    keeper.start()
+    for left in (3, 2):
+        assert asked.get(timeout=PATIENCE) == left
+        assert cache.begun.empty()
+        keeper.wake()
+    assert cache.begun.get(timeout=PATIENCE) == 1
+    keeper.wake()
+    assert cache.begun.get(timeout=PATIENCE) == 2
+    assert asked.get(timeout=PATIENCE) == 1
+    assert asked.empty()
 
 
 def test_there_is_no_thread_without_work(make: Make) -> None:
@@ -265,9 +285,10 @@ def test_one_process_works_and_another_one_takes_over(
 def test_lost_disk_is_filled_by_a_real_cache(tmp_path: Path, synapse_database: SynapseDatabase) -> None:
     site = CacheSite(tmp_path / "store", synapse_database, MemoryBackend())
     path = site.add("AnyMedia", b"content", on_disk=False)
-    reports = Queue[PassReport]()
-    keeper = CacheKeeper(site.cache(), site.store, settings(), site.stop, reports.put)
+    placed = threading.Event()
+    site.gate.after = lambda path: placed.set()
+    keeper = CacheKeeper(site.cache(), site.store, settings(), site.stop)
     keeper.start()
-    assert reports.get(timeout=PATIENCE).restored.files == 1
+    assert placed.wait(PATIENCE)
     keeper.stop()
     assert site.files() == {path: b"content"}

@@ -36,7 +36,7 @@ from storage_provider.media_paths import Media, content_path, thumbnail_director
 from storage_provider.media_store import MediaStore
 from storage_provider.synapse_db import connect
 from storage_provider.transfers import BucketFails
-from tests.jobs.cache_site import HOUR, THUMBNAIL, OpenGate
+from tests.jobs.cache_site import HOUR, THUMBNAIL, OpenGate, room_of
 from tests.jobs.cache_site import settings as cache_settings
 from tests.jobs.conftest import SynapseDatabase
 from tests.jobs.memory_backend import MemoryBackend
@@ -399,11 +399,13 @@ class SiteMachine(RuleBasedStateMachine):
 
     def run(self, *, is_full: bool = False) -> Any:
         if self.cache is None:
+            given = cache_settings(**self.config)
             self.cache = LocalCache(
                 self.backend,
                 self.store,
                 lambda: connect(self.database.arguments),
-                cache_settings(**self.config),
+                given,
+                room_of(given),
                 stored=self.stored,
                 gate=self.gate,
                 stop=threading.Event(),

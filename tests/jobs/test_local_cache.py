@@ -107,7 +107,7 @@ def test_least_recently_used_media_leaves_and_stays_away(real_site: CacheSite) -
     report = real_site.run_pass(local_cache={"max_size": 20 * 4096})
     # 30 files are too many; down to 18 that were used last.
     assert report.evicted.files == 12
-    assert report.room == 2 * 4096
+    assert real_site.room.on_disk == 18 * 4096
     left = real_site.files()
     assert left == {path: before[path] for path in left}
     assert {path for path in left if "content" in path} == {path_of(index) for index in range(12)}
@@ -317,6 +317,19 @@ def test_restore_stops_below_max_size_and_says_so(site: CacheSite) -> None:
 
 
 @on_sqlite
+def test_restore_stops_below_max_size_whatever_else_comes_meanwhile(site: CacheSite) -> None:
+    fill(site, 200, size=4000)
+    wipe(site)
+    cache = site.cache(local_cache={"max_size": 100 * 4096}, auto_restore_batch_size=2)
+    # For each file that is restored, a user uploads one.
+    site.gate.after = lambda path: site.room.add(4000)
+    report = cache.run_pass()
+    assert report.limited_by == "max_size"
+    assert 45 <= report.restored.files <= 47
+    assert site.room.on_disk == 2 * report.restored.files * 4096
+
+
+@on_sqlite
 def test_restore_leaves_min_free_space(site: CacheSite) -> None:
     site.store.set_offloaded_before(0)
     site.add("AnyMedia", b"content", on_disk=False)
@@ -423,10 +436,27 @@ def test_what_did_not_fit_finds_room_after_the_next_pass(site: CacheSite) -> Non
     limits = {"max_size": 20 * 4096}
     assert site.run_pass(local_cache=limits).evicted.files == 0
     report = site.run_pass(local_cache=limits, is_full=True)
-    assert (report.evicted.files, report.room) == (2, 2 * 4096)
+    assert (report.evicted.files, site.room.on_disk) == (2, 18 * 4096)
     assert sorted(site.files()) == sorted(paths[:18])
     # It stays away, and is not taken for something that has to be restored.
     assert site.run_pass(local_cache=limits).restored.files == 0
+
+
+@on_sqlite
+def test_readers_find_room_though_the_bucket_fails_later_in_the_pass(site: CacheSite) -> None:
+    for age in range(20):
+        site.add(f"Number{age:02}", bytes(4096), age=age * DAY)
+    cache = site.cache(local_cache={"max_size": 20 * 4096})
+
+    def refuse(operation: str, key: str) -> None:
+        if operation == "list":
+            raise BackendUnavailable("it is away", operation="list", key=key)
+
+    bucket(site).before = refuse
+    with pytest.raises(BackendUnavailable):
+        cache.run_pass(is_full=True)
+    assert site.room.on_disk == 18 * 4096
+    assert site.room.take(2 * 4096)
 
 
 @on_each_database

@@ -255,6 +255,25 @@ def test_what_never_reached_the_bucket_is_sent(open_site: OpenSite) -> None:
     assert site.content(site.key(media_id)) == b"content"
 
 
+def test_nothing_is_sent_beside_media_that_is_there_under_another_spelling_of_the_prefix(open_site: OpenSite) -> None:
+    site = open_site("minio", storage=RESTORING | {"prefix": "media", "raw_prefix": True, "local_cache": AT_ONCE})
+    media_id = site.homeserver.upload(b"content")
+    keys = site.object_keys()
+    assert keys == [f"media{site.path(media_id)}"]
+    assert site.homeserver.stop() == 0
+    # The bucket is listed by the next pass.
+    shutil.rmtree(site.homeserver.media_store / ".s3_storage_provider")
+    site.homeserver.storage.update(raw_prefix=False, check_on_startup="off")
+    site.mark_log()
+    site.homeserver.start()
+    assert " ERROR " in site.wait_for_log("set `raw_prefix: true`")
+    assert site.homeserver.request("POST", "/_matrix/media/v3/upload", b"more", "text/plain").status == 500
+    assert site.homeserver.stop() == 0
+    assert site.object_keys() == keys
+    assert local_path(site, media_id).read_bytes() == b"content"
+    assert passes(site) == []
+
+
 # --- limits ---
 
 
