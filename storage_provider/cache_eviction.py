@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from enum import Enum, auto
 
 from backends.errors import ObjectNotFound
+from backends.settings import UNREADABLE_CLASSES
 from storage_provider.cache_pass import CachePass
 from storage_provider.cache_policy import EvictionPlan, space_of
 from storage_provider.directories import FileState
@@ -90,6 +91,8 @@ def _compare(work: CachePass, candidate: _Candidate) -> _Finding | None:
         if work.heals and row.row.kind in work.stored and work.upload_if_right(path, row, state):
             return _Finding.OBJECT_UPLOADED
         raise
+    if info.storage_class in UNREADABLE_CLASSES:
+        raise Damaged(f"its object lies in the class {info.storage_class}, where it cannot be read at once")
     if info.size == state.size and etag_proves(work.store, path, info):
         return _Finding.SAME
     ours = digest_of_file(work.store, path)

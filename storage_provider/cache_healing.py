@@ -76,7 +76,7 @@ def _unstored(work: CachePass, root: str) -> Iterator[_Unstored]:
     for path, row, file, info in work.gently(entries):
         if row is None or file is None or row.quarantined or file.placed_ms >= work.young_since:
             continue
-        if file.state.size != row.length:
+        if file.state.size != row.length or path in work.in_vain:
             continue
         if info is None:
             if row.row.kind in work.stored:

@@ -19,8 +19,12 @@ logger = logging.getLogger(__name__)
 
 _LOCK = "local_cache"
 
-# The comparison of database and disk takes at most one part of so many of the time.
+# The comparison of database and disk takes at most one part of so many of the time …
 _REST = 20
+# … unless it takes so long that the limits would not be looked at for hours,
+_LONGEST_REST_SECONDS = 3600
+# or there is something to remove.
+_LONGEST_URGENT_REST_SECONDS = 300
 
 _STOP_SECONDS = 5
 
@@ -49,6 +53,7 @@ class CacheKeeper:
         self._condition = threading.Condition()
         self._is_woken = False
         self._limit_told: str | None = None
+        self._is_out_of_reach = False
         self._thread: threading.Thread | None = None
 
     def start(self) -> None:
@@ -92,37 +97,45 @@ class CacheKeeper:
             self._cache.prepare()
             is_full = self._wait(self._interval)
         while not self._stop.is_set():
-            self._run_pass(is_full)
-            rest = self._cache.scan_seconds * _REST
-            is_full = self._wait(max(self._interval, rest), at_least=rest)
+            has_helped = self._run_pass(is_full) or not is_full
+            rest = min(self._cache.scan_seconds * _REST, _LONGEST_REST_SECONDS)
+            regular = max(self._interval, rest)
+            # Where a pass that was to make room found nothing to remove, the next one would not either.
+            urgent = min(rest, _LONGEST_URGENT_REST_SECONDS) if has_helped else regular
+            is_full = self._wait(regular, at_least=urgent)
 
     @property
     def _interval(self) -> float:
         return self._settings.auto_restore_monitor_interval
 
-    def _run_pass(self, is_full: bool) -> None:
+    def _run_pass(self, is_full: bool) -> bool:
+        """Tells whether anything was removed."""
         try:
             self._has_begun = self._has_begun or self._may_begin()
             if not self._has_begun:
-                return
+                return False
             report = self._cache.run_pass(is_full=is_full)
         except Stopped:
-            return
+            return False
         except (BackendError, BucketFails, SynapseDbError, MediaStoreError, OSError) as error:
             logger.warning("The local cache of media is not up to date, the next pass tries again: %s", error)
-            return
+            return False
         except Exception:
             # The thread goes on whatever happens: without it the disk would fill up.
             logger.exception("A pass over the local cache of media failed")
-            return
+            return False
         self._tell(report)
+        return report.evicted.files > 0
 
     def _tell(self, report: PassReport) -> None:
-        """One line for the pass, and once another one while there is no room for all that belongs on disk."""
+        """One line for the pass, and once another one while a limit keeps media away, or cannot be kept to."""
         logger.log(logging.WARNING if report.damaged.count else logging.INFO, "%s", report)
         if report.limited_by is not None and report.limited_by != self._limit_told:
             logger.info("Local cache: not all media that belongs on disk is restored, because of %s", report.limited_by)
         self._limit_told = report.limited_by
+        if report.out_of_reach is not None and not self._is_out_of_reach:
+            logger.warning("Local cache: %s", report.out_of_reach)
+        self._is_out_of_reach = report.out_of_reach is not None
 
     def _wait(self, seconds: float, *, at_least: float = 0.0) -> bool:
         """Wait that long, or until woken, or until the end; tells whether it was woken."""

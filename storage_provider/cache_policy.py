@@ -6,6 +6,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Literal
 
+import humanize
+
 from storage_provider.settings import LocalCacheSettings
 
 Limit = Literal["max_size", "min_free_space", "full disk"]
@@ -79,6 +81,22 @@ class CachePolicy:
             by_space = self.min_free * _FREE_PERCENT // 100 - free
         return max(by_size, by_space, 0)
 
+    def out_of_reach(self, on_disk: int, immovable: int, free: int) -> str | None:
+        """Why the limits cannot be kept to, whatever is evicted; None where they can."""
+        if not self.evicts:
+            return None
+        if self.max_size is not None and immovable > self.max_size * _FULL_PERCENT // 100:
+            return (
+                f"{_words(immovable)} on the disk cannot be removed, since it is not in the bucket, or unknown to Synapse; "
+                f"max_size is {_words(self.max_size)}, so that hardly anything else stays"
+            )
+        if free + on_disk - immovable < self.min_free:
+            return (
+                f"{_words(free)} of the disk are free and min_free_space is {_words(self.min_free)}, which is not to be "
+                "reached, as most of the rest is not media that may be removed; so nothing stays on the disk"
+            )
+        return None
+
     def plan(self, ages: AgeHistogram, on_disk: int, free: int, *, is_full: bool = False) -> EvictionPlan | None:
         """What to evict of the files in the histogram; None for nothing. `is_full` is as in `excess`."""
         if not self.evicts:
@@ -88,6 +106,10 @@ class CachePolicy:
         if plan is None or plan.before <= by_age:
             return EvictionPlan(by_age, by_age, 0) if self.max_age is not None and ages.has_before(by_age) else None
         return EvictionPlan(max(plan.all_before, by_age), plan.before, plan.of_the_rest)
+
+
+def _words(size: int) -> str:
+    return humanize.naturalsize(size, binary=True)
 
 
 @dataclass

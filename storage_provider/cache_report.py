@@ -58,14 +58,16 @@ class PassReport:
     refused: Cases = field(default_factory=Cases)
     """Rows whose ids lead to no path of Synapse's."""
     failed: Cases = field(default_factory=Cases)
-    without_row: Tally = field(default_factory=Tally)
-    """Files that the database does not know; they are left alone."""
+    immovable: Tally = field(default_factory=Tally)
+    """Files that stay whatever the limits say: unknown to the database, quarantined, or not whole in the bucket."""
     not_in_bucket: int = 0
     """What the bucket was asked for and has not; it is not asked again for a day."""
     limited_by: Limit | None = None
     """What kept media that belongs on disk from being restored; None where all of it is there."""
     over_limit: bool = False
     """Whether more is on disk than the limits allow, though all was evicted that may be."""
+    out_of_reach: str | None = None
+    """Why no pass will ever come to the limits; None where one may."""
     listed: bool = False
     """Whether the bucket was listed."""
     scan_seconds: float = 0.0

@@ -24,7 +24,8 @@ from storage_provider.room import Room
 from storage_provider.settings import ProviderSettings
 from storage_provider.synapse_db import FileRow, SynapseDb
 
-_DAY_MS = 24 * 3600 * 1000
+_HOUR_MS = 3600 * 1000
+_DAY_MS = 24 * _HOUR_MS
 
 # So much is mended in one pass; the next one finds the rest.
 _DAMAGED_FILES_IN_A_PASS = 1000
@@ -35,7 +36,7 @@ class _Scan:
     """What comparing the database with the disk has come to, in flat memory."""
 
     ages: AgeHistogram
-    """Of the files that may be evicted."""
+    """Of the files that may be evicted, now or when they are older than `min_age`."""
     bands: list[tuple[int, int | None]]
     missing: PathMarks = field(default_factory=PathMarks)
     bands_with_missing: set[int] = field(default_factory=set)
@@ -79,6 +80,7 @@ class LocalCache:
         self._clock = clock
         self._in_vain = PathMarks()
         self._in_vain_since = self._now()
+        self._listing_began: int | None = None
         self.scan_seconds = 0.0
         """How long the last comparison of database and disk took, of the pass under way if there is one."""
 
@@ -144,11 +146,14 @@ class LocalCache:
             # Also where the bucket fails, now or later in the pass: readers find room as far as there is some.
             on_disk = report.kept.size - report.evicted.size
             work.room.settle(on_disk, begun)
-        report.over_limit = work.policy.excess(on_disk, store.free_space()[0]) > 0
+        free, _ = store.free_space()
+        report.over_limit = work.policy.excess(on_disk, free) > 0
+        report.out_of_reach = work.policy.out_of_reach(on_disk, report.immovable.size, free)
         if work.heals:
             self._restore(work, scan)
             mend_files(work, scan.damaged)
             if scan.holds_settled_files and self._listing_is_due(work.now):
+                self._listing_began = work.now
                 mend_objects(work)
                 work.check_stop()
                 store.set_listed_at(work.now)
@@ -156,7 +161,7 @@ class LocalCache:
         report.kept.size += report.restored.size - report.evicted.size
 
     def _forget_after_a_day(self, work: CachePass) -> None:
-        if not self._in_vain_since <= work.now < self._in_vain_since + _DAY_MS:
+        if not _was_within(_DAY_MS, self._in_vain_since, work.now):
             self._in_vain.clear()
             self._in_vain_since = work.now
 
@@ -164,7 +169,7 @@ class LocalCache:
 
     def _scan(self, work: CachePass) -> _Scan:
         started = time.monotonic()
-        since = work.policy.belongs_since(work.now, self._store.offloaded_before() or 0)
+        since = self._belongs_since(work)
         scan = _Scan(AgeHistogram(work.now), bands(work.now, since))
         try:
             for root in MEDIA_ROOTS:
@@ -179,18 +184,30 @@ class LocalCache:
 
     def _restore(self, work: CachePass, scan: _Scan) -> None:
         restore = Restore(work, scan.missing, self._settings.auto_restore_batch_size)
+        # Eviction may have moved the stamp since the scan: what is older than what it removed stays away too.
+        since = self._belongs_since(work)
         for index, (begin, end) in enumerate(scan.bands):
-            if index in scan.bands_with_missing and not restore.run(begin, end):
+            if index in scan.bands_with_missing and not restore.run(max(begin, since), end):
                 return
 
     # --- inside ---
+
+    def _belongs_since(self, work: CachePass) -> int:
+        return work.policy.belongs_since(work.now, self._store.offloaded_before() or 0)
 
     def _now(self) -> int:
         return int(self._clock() * 1000)
 
     def _listing_is_due(self, now: int) -> bool:
-        last = self._store.listed_at()
-        return last is None or not last <= now < last + _DAY_MS
+        """Once a day, and once an hour where it was not completed."""
+        return not _was_within(_DAY_MS, self._store.listed_at(), now) and not _was_within(
+            _HOUR_MS, self._listing_began, now
+        )
+
+
+def _was_within(span: int, moment: int | None, now: int) -> bool:
+    """False also for a moment of a clock that was ahead."""
+    return moment is not None and moment <= now < moment + span
 
 
 def _take_in(work: CachePass, scan: _Scan, since: int, entry: Entry) -> None:
@@ -203,13 +220,17 @@ def _take_in(work: CachePass, scan: _Scan, since: int, entry: Entry) -> None:
         return
     size = file.state.size
     work.report.kept.add(space_of(size))
-    if row is None:
-        work.report.without_row.add(size)
-    elif not row.quarantined and file.placed_ms < work.young_since:
-        scan.holds_settled_files = True
+    if row is None or row.quarantined or path in work.in_vain:
+        work.report.immovable.add(space_of(size))
+    if row is not None and not row.quarantined:
+        is_settled = file.placed_ms < work.young_since
+        scan.holds_settled_files |= is_settled
         if path in work.in_vain:
             return
+        # Also what may not be removed yet: in its stead, media would leave that was used later.
         scan.ages.add(work.used(row), size)
+        if not is_settled:
+            return
         if size != row.length and work.heals and len(scan.damaged) < _DAMAGED_FILES_IN_A_PASS:
             scan.damaged.append(DamagedFile(path, row, file.state))
 

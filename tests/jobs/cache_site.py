@@ -56,6 +56,8 @@ class CacheSite:
     root: Path
     database: SynapseDatabase
     backend: Backend
+    bucket_name: str = ""
+    """Where it is on a server."""
     gate: OpenGate = field(default_factory=OpenGate)
     stop: threading.Event = field(default_factory=threading.Event)
     clock_ms: int = 0

@@ -37,6 +37,7 @@ class ScriptedCache:
         self.begun: Queue[int] = Queue()
         self.prepared = threading.Event()
         self.acts: list[Callable[[], object]] = []
+        self.finds_something_to_remove = True
         self.was_full: list[bool] = []
         """Whether it was told so, a value a pass."""
         self._number = 0
@@ -50,7 +51,10 @@ class ScriptedCache:
         self.begun.put(self._number)
         if self.acts:
             self.acts.pop(0)()
-        return PassReport()
+        report = PassReport()
+        if is_full and self.finds_something_to_remove:
+            report.evicted.add(4096)
+        return report
 
 
 @pytest.fixture
@@ -118,15 +122,11 @@ def test_no_pass_begins_before_it_may_and_nobody_is_asked_afterwards(make: Make)
         asked.put(len(answers))
         return bool(answers.pop()())
 
-    keeper = make(cache, may_begin=may_begin)
-    keeper.start()
+    make(cache, may_begin=may_begin, auto_restore_monitor_interval=1).start()
     for left in (3, 2):
         assert asked.get(timeout=PATIENCE) == left
         assert cache.begun.empty()
-        keeper.wake()
-    assert cache.begun.get(timeout=PATIENCE) == 1
-    keeper.wake()
-    assert cache.begun.get(timeout=PATIENCE) == 2
+    assert [cache.begun.get(timeout=PATIENCE) for _ in range(2)] == [1, 2]
     assert asked.get(timeout=PATIENCE) == 1
     assert asked.empty()
 
@@ -166,19 +166,47 @@ def test_what_finds_no_room_during_a_pass_finds_it_after_the_next_one(make: Make
     assert cache.was_full[:2] == [False, True]
 
 
-def test_even_a_woken_one_rests_after_a_long_comparison(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
-    cache, waits = ScriptedCache(), Queue[tuple[float, float]]()
-    cache.scan_seconds = 100.0
-    keeper = make(cache, auto_restore_monitor_interval=300)
+def waits_of(
+    make: Make, monkeypatch: pytest.MonkeyPatch, cache: ScriptedCache, *woken: bool
+) -> list[tuple[float, float]]:
+    """How long the keeper would wait after each pass, and at least when it is woken; `woken` ends each of these."""
+    keeper, waits, outcomes = make(cache, auto_restore_monitor_interval=300), list[tuple[float, float]](), list(woken)
+    ended = threading.Event()
 
     def wait(seconds: float, *, at_least: float = 0.0) -> bool:
-        waits.put((seconds, at_least))
+        waits.append((seconds, at_least))
+        if outcomes:
+            return outcomes.pop(0)
         keeper.stop()
+        ended.set()
         return False
 
     monkeypatch.setattr(keeper, "_wait", wait)
     keeper.start()
-    assert waits.get(timeout=PATIENCE) == (2000.0, 2000.0)
+    assert ended.wait(PATIENCE)
+    return waits[: len(woken) + 1]
+
+
+@pytest.mark.parametrize(
+    ("scan_seconds", "expected"),
+    [(1.0, (300, 20.0)), (10.0, (300, 200.0)), (100.0, (2000.0, 300)), (3600.0, (3600, 300))],
+)
+def test_even_a_woken_one_rests_after_a_long_comparison_but_not_for_hours(
+    make: Make, monkeypatch: pytest.MonkeyPatch, scan_seconds: float, expected: tuple[float, float]
+) -> None:
+    cache = ScriptedCache()
+    cache.scan_seconds = scan_seconds
+    assert waits_of(make, monkeypatch, cache) == [expected]
+
+
+def test_one_that_was_woken_in_vain_is_not_woken_before_its_time(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    cache = ScriptedCache()
+    cache.finds_something_to_remove = False
+    assert waits_of(make, monkeypatch, cache, True, False) == [(300, 0.0), (300, 300), (300, 0.0)]
+
+
+def test_one_that_was_woken_to_good_purpose_may_be_woken_again(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert waits_of(make, monkeypatch, ScriptedCache(), True) == [(300, 0.0), (300, 0.0)]
 
 
 def test_woken_one_waits_for_the_end_of_the_rest(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -237,6 +265,15 @@ def test_pass_is_one_line_and_a_limit_is_told_once(make: Make, caplog: pytest.Lo
     lines = [record.getMessage() for record in caplog.records]
     assert len([line for line in lines if line.startswith("Local cache: restored")]) == 4
     assert len([line for line in lines if "max_size" in line]) == 2
+
+
+def test_limits_that_cannot_be_kept_to_are_one_warning(make: Make, caplog: pytest.LogCaptureFixture) -> None:
+    keeper = make(ScriptedCache())
+    beyond = PassReport(out_of_reach="84 KiB cannot be removed")
+    for report in (beyond, beyond, PassReport(), beyond):
+        keeper._tell(report)
+    warnings = [record.getMessage() for record in caplog.records if record.levelno == logging.WARNING]
+    assert warnings == ["Local cache: 84 KiB cannot be removed"] * 2
 
 
 def test_stop_ends_a_pass_and_the_thread(make: Make) -> None:

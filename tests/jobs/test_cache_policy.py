@@ -59,6 +59,21 @@ class TestExcess:
         assert policy(min_free=100).excess(10**15, 100, is_full=True) == 0
 
 
+class TestOutOfReach:
+    def test_is_told_of_max_size_where_what_has_to_stay_takes_nearly_all_of_it(self) -> None:
+        limits = policy(max_size=1000)
+        assert limits.out_of_reach(on_disk=2000, immovable=900, free=GIB) is None
+        assert "max_size" in str(limits.out_of_reach(on_disk=2000, immovable=901, free=GIB))
+
+    def test_is_told_of_min_free_space_where_nothing_that_may_leave_would_free_it(self) -> None:
+        limits = policy(min_free=1000)
+        assert limits.out_of_reach(on_disk=500, immovable=100, free=600) is None
+        assert "min_free_space" in str(limits.out_of_reach(on_disk=500, immovable=100, free=599))
+
+    def test_is_nothing_without_a_local_cache_block(self) -> None:
+        assert CachePolicy.of(None, 1000).out_of_reach(0, 0, 0) is None
+
+
 class TestPlan:
     def histogram(self, *ages_and_sizes: tuple[int, int]) -> AgeHistogram:
         histogram = AgeHistogram(NOW)

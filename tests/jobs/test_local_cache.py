@@ -16,11 +16,12 @@ from backends.base import Backend
 from backends.errors import AccessDenied, BackendUnavailable
 from backends.settings import BucketSettings
 from storage_provider import cache_restore
+from storage_provider.media_store import MediaStore
 from storage_provider.transfers import BucketFails, Stopped
 from tests.jobs.cache_site import DAY, HOUR, THUMBNAIL, CacheSite, OpenGate
 from tests.jobs.conftest import SynapseDatabase
 from tests.jobs.memory_backend import MemoryBackend
-from tests.servers import S3Server, make_bucket
+from tests.servers import S3Server, make_bucket, make_client
 from tests.temporary_files import temporary_files
 
 on_real_servers = pytest.mark.parametrize(
@@ -48,9 +49,10 @@ def site(tmp_path: Path, synapse_database: SynapseDatabase) -> CacheSite:
 def real_site(
     tmp_path: Path, s3_server: S3Server, synapse_database: SynapseDatabase, backend_name: str
 ) -> Iterator[CacheSite]:
+    name = make_bucket(s3_server)
     settings = BucketSettings.parse(
         {
-            "bucket": make_bucket(s3_server),
+            "bucket": name,
             "endpoint_url": s3_server.endpoint,
             "access_key_id": s3_server.access_key,
             "secret_access_key": s3_server.secret_key,
@@ -58,7 +60,7 @@ def real_site(
         }
     )
     backend: Backend = open_backend(settings)
-    yield CacheSite(tmp_path / "store", synapse_database, backend)
+    yield CacheSite(tmp_path / "store", synapse_database, backend, bucket_name=name)
     backend.close()
 
 
@@ -77,6 +79,15 @@ def fill(site: CacheSite, number: int, size: int = 3000) -> dict[str, bytes]:
         else:
             site.add(f"Local{index:04}", content, thumbnail=content[:100], age=age)
     return site.files()
+
+
+def later_than_now(directory: Path) -> int:
+    """Wait for a moment (ms) that is later than all files so far by the file system's clock, which is a coarse one."""
+    moment, probe = int(time.time() * 1000) + 1, directory / "probe"
+    while True:
+        probe.write_bytes(b"")
+        if probe.stat().st_ctime_ns // 1_000_000 >= moment:
+            return moment
 
 
 def wipe(site: CacheSite) -> None:
@@ -278,7 +289,8 @@ def test_what_waits_for_its_place_goes_when_the_pass_breaks_off(
 ) -> None:
     monkeypatch.setattr(cache_restore, "_LONGEST_WAIT_SECONDS", 3600)
     site.store.set_offloaded_before(0)
-    for index in range(40):
+    # Twenty failures in a row end the pass, and a slow success may come between them.
+    for index in range(80):
         site.add(f"{index:02}Media", b"content", on_disk=False)
     seen: list[int] = []
 
@@ -482,6 +494,72 @@ def test_what_came_lately_stays(site: CacheSite) -> None:
     assert site.run_pass(local_cache={"max_age": "1d", "min_age": "1m"}).evicted.files == 1
 
 
+@on_sqlite
+def test_what_was_used_later_does_not_leave_for_what_is_too_new_on_the_disk_to_leave(
+    site: CacheSite, tmp_path: Path
+) -> None:
+    site.clock_ms = int(time.time() * 1000)
+    used = [site.add(f"Used{index:04}", bytes(4096), age=index) for index in range(20)]
+    boundary = later_than_now(tmp_path)
+    # As after a restore: nobody has used these for long.
+    for index in range(20):
+        site.add(f"Cold{index:04}", bytes(4096), age=300 * DAY)
+    site.clock_ms = boundary + 60_000
+    report = site.run_pass(local_cache={"max_size": 30 * 4096, "min_age": "1m"})
+    assert (report.evicted.files, report.over_limit) == (0, True)
+    assert set(used) <= set(site.files())
+    site.clock_ms += HOUR
+    assert site.run_pass(local_cache={"max_size": 30 * 4096, "min_age": "1m"}).evicted.files > 0
+    assert set(used) <= set(site.files())
+
+
+@on_sqlite
+def test_media_that_cannot_leave_is_told_where_it_takes_the_room_of_the_rest(site: CacheSite) -> None:
+    for index in range(20):
+        site.add(f"Remote{index:02}", bytes(4096), origin="a.org", age=index, in_bucket=False)
+    site.write("local_content/un/kn/own", bytes(4096))
+    cache = site.cache(stored=("local",), local_cache={"max_size": 10 * 4096})
+    # What was tried in vain is known to be immovable then.
+    reports = [cache.run_pass() for _ in range(3)]
+    assert [report.evicted.files for report in reports] == [0, 0, 0]
+    assert reports[-1].over_limit
+    assert "84.0 KiB on the disk cannot be removed" in str(reports[-1].out_of_reach)
+
+
+@on_sqlite
+def test_nothing_comes_back_that_is_older_than_what_leaves_in_the_same_pass(
+    site: CacheSite, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # A little more is freed than has to stay free.
+    total, of_others = 4096 * 1000, 4096 * 871
+    monkeypatch.setattr(MediaStore, "free_space", lambda store: (total - of_others - 4096 * len(site.files()), total))
+    monkeypatch.setattr(cache_restore, "_TOO_LITTLE", 4096)
+    site.store.set_offloaded_before(0)
+    for index in range(30):
+        site.add(f"Number{index:02}", bytes(4096), age=index * HOUR)
+        site.add(f"Missing{index:02}", bytes(4096), age=2 * DAY + index * HOUR, on_disk=False)
+    report = site.run_pass(local_cache={"min_free_space": "10%"})
+    assert (report.evicted.files, report.restored.files) == (11, 0)
+
+
+@pytest.mark.parametrize(
+    ("s3_server", "synapse_database", "backend_name"),
+    [("moto", "sqlite", "minio"), ("moto", "sqlite", "boto3")],
+    indirect=["s3_server", "synapse_database"],
+)
+def test_object_in_an_archive_class_proves_nothing(real_site: CacheSite, s3_server: S3Server) -> None:
+    path = real_site.add("OldMedia", b"content", age=2 * DAY)
+    name = real_site.bucket_name
+    client = make_client(s3_server)
+    # What a lifecycle rule does after a while.
+    client.copy_object(Bucket=name, Key=path, CopySource={"Bucket": name, "Key": path}, StorageClass="GLACIER")
+    client.close()
+    report = real_site.run_pass(local_cache={"max_age": "1d"})
+    assert (report.evicted.files, report.damaged.count) == (0, 1)
+    assert "GLACIER" in str(report)
+    assert real_site.files() == {path: b"content"}
+
+
 @on_each_database
 def test_media_that_is_used_at_the_last_moment_stays(site: CacheSite) -> None:
     used = site.add("UsedMedia", b"content", age=2 * DAY)
@@ -647,6 +725,37 @@ def test_bucket_is_not_listed_before_there_are_files_to_compare_with_it(site: Ca
     fill(site, 4)
     wipe(site)
     assert [site.run_pass().listed for _ in range(3)] == [False, True, False]
+
+
+@on_sqlite
+def test_listing_that_breaks_off_is_tried_again_an_hour_later(site: CacheSite) -> None:
+    site.add("AnyMedia", b"content")
+
+    def refuse(operation: str, key: str) -> None:
+        if operation == "list":
+            raise BackendUnavailable("it is away", operation="list", key=key)
+
+    bucket(site).before = refuse
+    cache = site.cache()
+    with pytest.raises(BackendUnavailable):
+        cache.run_pass()
+    site.clock_ms += HOUR - 1
+    assert not cache.run_pass().listed
+    site.clock_ms += 1
+    bucket(site).before = lambda operation, key: None
+    assert cache.run_pass().listed
+
+
+@on_sqlite
+def test_what_was_tried_in_vain_is_not_sent_again_by_the_next_listing(site: CacheSite) -> None:
+    path = site.add("AnyMedia", b"content", sha256="0" * 64, in_bucket=False)
+    cache = site.cache()
+    assert cache.run_pass().damaged.count == 1
+    (site.root / ".s3_storage_provider" / "listed_at").unlink()
+    site.clock_ms += HOUR
+    report = cache.run_pass()
+    assert (report.listed, report.damaged.count) == (True, 0)
+    assert path in site.files()
 
 
 @on_sqlite
