@@ -113,11 +113,11 @@ class S3StorageProviderBackend(StorageProvider):
 
     async def store_file(self, path: str, file_info: FileInfo) -> None:
         """Send a new file to the bucket; returns when it is there."""
-        # Opened before the first await: without local storage Synapse may delete the file right after it.
-        with self._files.open(path, file_info) as body, self._uploads.one(), self._downloads.paths.used(path):
+        # Held before the first await: without local storage Synapse may delete the file right after it.
+        with self._files.held(path, file_info) as give, self._uploads.one(), self._downloads.paths.used(path):
             self._refuse_while_media_is_hidden()
             with self._as_synapse_error():
-                await self._module_api.defer_to_threadpool(self._upload_threads, self._put, path, body)
+                await self._module_api.defer_to_threadpool(self._upload_threads, self._put, path, give)
 
     async def fetch(self, path: str, file_info: FileInfo) -> Responder | None:
         """A response with the object's content, or None where there is no such object."""
@@ -145,10 +145,11 @@ class S3StorageProviderBackend(StorageProvider):
 
     # --- in a thread ---
 
-    def _put(self, path: str, body: BinaryIO) -> None:
-        size = body.seek(0, 2)
-        body.seek(0)
-        self._backend.put(path, body, size)
+    def _put(self, path: str, give: Callable[[], BinaryIO]) -> None:
+        with give() as body:
+            size = body.seek(0, 2)
+            body.seek(0)
+            self._backend.put(path, body, size)
         self._read_through.count(size)
         logger.debug("Stored %s (%d bytes)", path, size)
 

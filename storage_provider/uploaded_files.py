@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 import weakref
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import BinaryIO, Literal
 
 from synapse.media._base import FileInfo
 from synapse.media.media_storage import ReadableFileWrapper
 from synapse.module_api import NOT_SPAM, ModuleApi
+
+# So many files that wait for the bucket are held open. One that hangs for hours may have many more wait, and Synapse
+# needs descriptors too.
+_MOST_HELD = 500
 
 
 class UploadedFiles:
@@ -21,15 +27,29 @@ class UploadedFiles:
     def __init__(self, media_store: Path) -> None:
         self._media_store = media_store
         self._temporary: dict[int, str] = {}
+        self._held = 0
 
     def follow(self, module_api: ModuleApi) -> None:
         """Learn the names of temporary files from now on."""
         module_api.register_spam_checker_callbacks(check_media_file_for_spam=self._note)
 
-    def open(self, path: str, file_info: FileInfo) -> BinaryIO:
-        """Open the file with that path in the media store. Raises `FileNotFoundError`."""
+    @contextlib.contextmanager
+    def held(self, path: str, file_info: FileInfo) -> Iterator[Callable[[], BinaryIO]]:
+        """Within the block, what gives the file with that path in the media store, even if it is deleted meanwhile.
+
+        Where very many wait, it is opened only when it is its turn: then it must still be there. Raises
+        `FileNotFoundError` where there is none; so does what was given.
+        """
         temporary = self._temporary.get(id(file_info))
-        return (Path(temporary) if temporary is not None else self._media_store / path).open("rb")
+        if temporary is None and self._held >= _MOST_HELD:
+            yield lambda: (self._media_store / path).open("rb")
+            return
+        self._held += 1
+        try:
+            with (self._media_store / path if temporary is None else Path(temporary)).open("rb") as body:
+                yield lambda: body
+        finally:
+            self._held -= 1
 
     async def _note(self, file: ReadableFileWrapper, file_info: FileInfo) -> Literal["NOT_SPAM"]:
         identity = id(file_info)
