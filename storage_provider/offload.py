@@ -386,7 +386,9 @@ class Offload:
                 file.proof = outcome
             elif outcome is not None:
                 yield outcome
-        yield from (Failed(file.path, "the object is not what was sent") for file, _ in differing if file.sent)
+        for file in (file for file, _ in differing if file.sent):
+            file.is_done = True
+            yield Failed(file.path, "the object is not what was sent")
         # What replaces the object now is proved by the next run.
         yield from self._settle(threads, [(file, difference) for file, difference in differing if not file.sent])
 
@@ -424,7 +426,7 @@ class Offload:
             if file.proof in ("put", "read") and file.info is not None and file.recorded is None:
                 how: How = "put" if file.proof == "put" else "read"
                 proofs.append(Proof(file.path, file.info.etag, file.info.size, file.state.mtime_ns, how))
-            elif not self.delete and file.sent is not None:
+            elif file.sent is not None and file.proof is None and not file.is_done:
                 proofs.append(Proof(file.path, file.sent.etag, file.sent.size, file.state.mtime_ns, "put"))
         self.cache.record_proofs(proofs)
 

@@ -24,7 +24,7 @@ from storage_provider.media_paths import Media
 from storage_provider.media_store import MediaStore
 from storage_provider.settings import ProviderSettings
 from storage_provider.synapse_db import connect
-from storage_provider.transfers import Bandwidth
+from storage_provider.transfers import Bandwidth, Failed, Verify
 from tests.jobs.command_server import ForkedRun
 from tests.jobs.conftest import SynapseDatabase
 from tests.jobs.media_site import (
@@ -39,6 +39,7 @@ from tests.jobs.media_site import (
     now_ms,
     open_site,
 )
+from tests.jobs.memory_backend import MemoryBackend
 from tests.provider.fault_proxy import puts
 from tests.servers import S3Server
 
@@ -55,6 +56,37 @@ def site(tmp_path: Path, s3_server: S3Server, synapse_database: SynapseDatabase,
 
 def offloaded_before(site: MediaSite) -> int | None:
     return MediaStore(site.store).offloaded_before()
+
+
+def offloaded(
+    site: MediaSite, bucket: Backend, *, stop: threading.Event | None = None, verify: Verify = Verify.PROOF
+) -> list[offload.Event]:
+    """What a run that deletes comes to with a bucket in memory, one file at a time."""
+    site.update()
+    stop = stop or threading.Event()
+    with CacheDb(site.directory / "cache.db") as cache, connect(site.database.arguments) as database:
+        job = offload.Offload(
+            bucket,
+            MediaStore(site.store),
+            cache,
+            database,
+            Bandwidth(None, stop),
+            stop,
+            workers=1,
+            delete=True,
+            verify=verify,
+            unused_before=cache.unused_before,
+        )
+        return list(job.run())
+
+
+def proofs(events: list[offload.Event]) -> list[str]:
+    """How what was deleted had been proved."""
+    return [event.proof for event in events if isinstance(event, offload.Deleted)]
+
+
+def failures(events: list[offload.Event]) -> list[str]:
+    return [event.reason for event in events if isinstance(event, Failed)]
 
 
 # --- where file and object differ ---
@@ -74,9 +106,9 @@ def test_right_file_replaces_a_wrong_object_before_it_goes(site: MediaSite) -> N
     for path in before:
         assert f"replaced: {path}: " in done.err
     assert site.objects() == before
-    # What is of the same size shows only when it is proved, and is proved again by the next run.
+    # What is of the same size shows only when it is proved, and what replaces it is proved by the next run.
     assert site.files() == {other: before[other]}
-    assert site.sync("--delete").values["proofs"] == {"etag": 1}
+    assert site.sync("--delete").values["proofs"] == {"put": 1}
     assert site.files() == {}
     assert site.objects() == before
 
@@ -279,6 +311,35 @@ def test_own_upload_proves_what_is_encrypted_also_in_a_later_run(site: MediaSite
     assert done.values["proofs"] == {"put": len(before)}
     assert site.files() == {}
     assert site.objects(SSECustomerKey=SSE_KEY, SSECustomerAlgorithm="AES256") == before
+
+
+@QUICKLY
+def test_what_was_sent_before_an_early_end_is_not_read_back_by_the_next_run(site: MediaSite) -> None:
+    before = site.add_some(4)
+    bucket, stop = MemoryBackend(opaque_etags=True), threading.Event()
+    bucket.before = lambda *_: stop.set() if len(bucket.made("put")) == 2 else None
+    offloaded(site, bucket, stop=stop)
+    assert len(bucket.objects) == 2
+    assert site.files() == before
+    assert proofs(offloaded(site, bucket)) == ["put"] * len(before)
+    assert bucket.made("open") == []
+    assert bucket.objects == before
+
+
+@QUICKLY
+def test_what_was_sent_and_found_wrong_is_not_proved_by_having_been_sent(site: MediaSite) -> None:
+    path = site.add_local("SomeMedia")
+    before = site.files()
+    bucket = MemoryBackend(opaque_etags=True)
+
+    def spoil(operation: str, _key: str) -> None:
+        if operation == "open":
+            bucket.objects[path] = bytes(len(before[path]))
+
+    bucket.before = spoil
+    assert failures(offloaded(site, bucket, verify=Verify.FULL)) == ["the object is not what was sent"]
+    assert proofs(offloaded(site, bucket)) == []
+    assert site.files() == before
 
 
 @pytest.mark.parametrize(
