@@ -423,11 +423,9 @@ class Offload:
         """Keep what was expensive to find out, for files that stay and for the run that deletes."""
         proofs = []
         for file in (file for media in round_ for file in media.files if not file.is_removed):
-            if file.proof in ("put", "read") and file.info is not None and file.recorded is None:
-                how: How = "put" if file.proof == "put" else "read"
-                proofs.append(Proof(file.path, file.info.etag, file.info.size, file.state.mtime_ns, how))
-            elif file.sent is not None and file.proof is None and not file.is_done:
-                proofs.append(Proof(file.path, file.sent.etag, file.sent.size, file.state.mtime_ns, "put"))
+            proof = _lasting_proof(file)
+            if proof is not None and proof != file.recorded:
+                proofs.append(proof)
         self.cache.record_proofs(proofs)
 
     # --- deleting ---
@@ -499,6 +497,16 @@ class Offload:
             return Failed(file.path, reason(error))
         self._failures.forget()
         return result
+
+
+def _lasting_proof(file: _File) -> Proof | None:
+    """What a later run need not find out again."""
+    if file.proof in ("put", "read") and file.info is not None:
+        how: How = "put" if file.proof == "put" else "read"
+        return Proof(file.path, file.info.etag, file.info.size, file.state.mtime_ns, how)
+    if file.sent is not None and file.proof is None and not file.is_done:
+        return Proof(file.path, file.sent.etag, file.sent.size, file.state.mtime_ns, "put")
+    return None
 
 
 def _root_of(path: str) -> str:

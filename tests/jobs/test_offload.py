@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import signal
 import sqlite3
@@ -19,7 +20,7 @@ from minio.credentials.providers import StaticProvider
 from backends import open_backend
 from backends.base import Backend, ObjectInfo
 from storage_provider import offload
-from storage_provider.cache_db import CacheDb
+from storage_provider.cache_db import CacheDb, Proof
 from storage_provider.media_paths import Media
 from storage_provider.media_store import MediaStore
 from storage_provider.settings import ProviderSettings
@@ -297,6 +298,29 @@ def test_what_was_read_back_is_not_read_again(site: MediaSite) -> None:
         assert len(site.proxy.of("GET")) == reads
     site.database.execute(USED, (1000, "OddPartsMedia"))
     assert "Proved before deletion: 1 by reading back" in site.upload("--delete").lines
+    assert site.files() == {}
+
+
+@QUICKLY
+@pytest.mark.parametrize(("etag", "mtime_ns"), [("another", 1_000_000_000), ("opaque", 2_000_000_000)])
+def test_what_was_read_back_takes_the_place_of_an_older_proof(site: MediaSite, etag: str, mtime_ns: int) -> None:
+    path = site.add_local("SomeMedia")
+    content = site.files()[path]
+    os.utime(site.store / path, ns=(0, 1_000_000_000))
+    bucket = MemoryBackend(opaque_etags=True)
+    bucket.objects[path] = content
+    with CacheDb(site.directory / "cache.db") as cache:
+        cache.record_proofs([Proof(path, etag, len(content), mtime_ns, "put")])
+
+    def use(operation: str, _key: str) -> None:
+        if operation == "open":
+            site.database.execute(USED, (now_ms() + 60_000, "SomeMedia"))
+
+    bucket.before = use
+    assert proofs(offloaded(site, bucket)) == []
+    site.database.execute(USED, (1000, "SomeMedia"))
+    assert proofs(offloaded(site, bucket)) == ["read"]
+    assert bucket.made("open") == [path]
     assert site.files() == {}
 
 
