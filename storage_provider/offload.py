@@ -2,8 +2,8 @@
 
 Media is handled in rounds of bounded size. In each round: what is on disk is looked up in the
 listing, what is missing there is sent, and, where deletion is asked for, every file is proved
-against the bucket as it is after that, checked to be still unused, and removed. While a round is
-being finished, the next one is on its way.
+against the bucket as it is after that, checked to be still unused, and removed. Media that is in use
+again before it is proved is left out. While a round is being finished, the next one is on its way.
 """
 
 from __future__ import annotations
@@ -199,9 +199,12 @@ class Offload:
 
     def _finish(self, threads: ThreadPoolExecutor, begun: _Begun) -> Iterator[Event]:
         yield from self._end_sending(threads, begun)
-        if self.delete:
-            yield from self._prove(threads, begun.media)
-            yield from self._remove(begun.media)
+        if self.delete and not self._must_end():
+            # To prove is costly, and in vain for what is in use again.
+            unused, used = self._parted(begun.media)
+            yield from (_kept(file) for media in used for file in media.files if not file.is_done)
+            yield from self._prove(threads, unused)
+            yield from self._remove(unused)
         self._record(begun.media)
         if self._left is not None:
             self._left -= sum(1 for media in begun.media if media.uploaded or media.deleted)
@@ -366,8 +369,6 @@ class Offload:
     # --- proving ---
 
     def _prove(self, threads: ThreadPoolExecutor, round_: list[_Media]) -> Iterator[Event]:
-        if self._must_end():
-            return
         files = [file for media in round_ for file in media.files if not file.is_done]
         # What was sent is looked up again: a server may acknowledge what it does not keep.
         self._look_up((file for file in files if file.sent is not None), self._listings(read_ahead=False))
@@ -434,20 +435,18 @@ class Offload:
         candidates = [media for media in round_ if any(file.proof for file in media.files)]
         if not candidates:
             return
-        unused = self._still_unused([media.row for media in candidates])
+        # It may have been used while it was proved.
+        unused, used = self._parted(candidates)
         if self.unused_before is not None:
             self.store.set_offloaded_before(self.unused_before)
         gone = []
-        for media in candidates:
-            proved = [file for file in media.files if file.proof]
-            if (media.row.origin, media.row.media_id) not in unused:
-                yield from (Kept(file.path, "in use again, or gone from Synapse's database") for file in proved)
-                continue
-            for file in proved:
+        for media in unused:
+            for file in (file for file in media.files if file.proof):
                 yield self._remove_one(file)
             if media.deleted == len(media.files):
                 gone.append(media.row)
         self.cache.mark_deleted(gone)
+        yield from (_kept(file) for media in used for file in media.files if file.proof)
 
     def _remove_one(self, file: _File) -> Event:
         try:
@@ -458,10 +457,14 @@ class Offload:
             return Kept(file.path, "it changed meanwhile")
         return Deleted(file.path, file.state.size, file.proof or "")
 
-    def _still_unused(self, rows: Sequence[CachedMedia]) -> set[tuple[str, str]]:
-        if self.database is None or self.unused_before is None:
-            return set()
-        return self.database.still_unused(rows, self.unused_before)
+    def _parted(self, round_: Sequence[_Media]) -> tuple[list[_Media], list[_Media]]:
+        """The media that is still unused, and the other."""
+        found: set[tuple[str, str]] = set()
+        if self.database is not None and self.unused_before is not None:
+            found = self.database.still_unused([media.row for media in round_], self.unused_before)
+        unused = [media for media in round_ if (media.row.origin, media.row.media_id) in found]
+        used = [media for media in round_ if (media.row.origin, media.row.media_id) not in found]
+        return unused, used
 
     # --- many at once ---
 
@@ -497,6 +500,10 @@ class Offload:
             return Failed(file.path, reason(error))
         self._failures.forget()
         return result
+
+
+def _kept(file: _File) -> Kept:
+    return Kept(file.path, "in use again, or gone from Synapse's database")
 
 
 def _lasting_proof(file: _File) -> Proof | None:

@@ -41,7 +41,7 @@ from tests.jobs.media_site import (
     open_site,
 )
 from tests.jobs.memory_backend import MemoryBackend
-from tests.provider.fault_proxy import puts
+from tests.provider.fault_proxy import gets, puts
 from tests.servers import S3Server
 
 SSE_KEY = "0123456789abcdefABCDEF0123456789"
@@ -289,16 +289,38 @@ def test_what_was_read_back_is_not_read_again(site: MediaSite) -> None:
     # No usual size of parts gives this ETag.
     put_in_parts(site, path, [content[: 6 << 20], content[6 << 20 :]])
     site.update()
-    # It was used since, and so is proved and kept.
-    site.database.execute(USED, (now_ms() + 60_000, "OddPartsMedia"))
-    for reads in (1, 0):
-        site.proxy.forget()
-        done = site.upload("--delete")
-        assert "Kept 1 files that are in use again or changed" in done.lines
-        assert len(site.proxy.of("GET")) == reads
+    # It is used while it is being proved, and so is kept.
+    with site.proxy.hold(gets) as held:
+        process = site.start("sync", "--older-than", "0d", "--delete", "--json")
+        held.wait()
+        site.database.execute(USED, (now_ms() + 60_000, "OddPartsMedia"))
+        held.release()
+        done = site.finish(process)
+    assert done.values["kept"] == 1
+    assert site.files() == {path: content}
     site.database.execute(USED, (1000, "OddPartsMedia"))
     assert "Proved before deletion: 1 by reading back" in site.upload("--delete").lines
+    assert len(site.proxy.of("GET")) == 1
     assert site.files() == {}
+
+
+@QUICKLY
+@pytest.mark.parametrize("verify", ["proof", "full"])
+def test_what_is_in_use_again_is_kept_without_reading_it(site: MediaSite, verify: str) -> None:
+    # No usual size of parts gives this ETag.
+    odd = site.add_local("OddPartsMedia", site.content((6 << 20) + 100))
+    whole, missing = site.add_local("SomeMedia"), site.add_local("MissingMedia")
+    before = site.files()
+    put_in_parts(site, odd, [before[odd][: 6 << 20], before[odd][6 << 20 :]])
+    site.put(whole, before[whole])
+    site.update()
+    for media_id in ("OddPartsMedia", "SomeMedia", "MissingMedia"):
+        site.database.execute(USED, (now_ms() + 60_000, media_id))
+    for _ in range(2):
+        assert "Kept 3 files that are in use again or changed" in site.upload("--delete", "--verify", verify).lines
+    assert site.proxy.of("GET", "HEAD") == []
+    assert [request.key for request in site.proxy.of("PUT")] == [missing]
+    assert site.files() == before
 
 
 @QUICKLY
