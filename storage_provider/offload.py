@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 from backends.base import Backend, ObjectInfo
 from backends.errors import BackendError, ObjectNotFound
+from backends.settings import UNREADABLE_CLASSES
 from storage_provider.cache_db import KINDS, CacheDb, CachedMedia, How, Proof
 from storage_provider.candidates import NotOnDisk, candidates
 from storage_provider.directories import FileState
@@ -396,7 +397,7 @@ class Offload:
     def _cheap_proof(self, file: _File) -> str | None:
         """How the object is proved to be the file by what is known of it, or None."""
         info = file.info
-        if info is None or info.size != file.state.size or self.verify is Verify.FULL:
+        if info is None or info.size != file.state.size or self.verify is Verify.FULL or _is_archived(info):
             return None
         if self.verify is Verify.SIZE:
             return "size"
@@ -414,6 +415,8 @@ class Offload:
         info = self._object(file)
         if info is None:
             return Failed(file.path, "the object is not in the bucket, though it was sent")
+        if _is_archived(info):
+            return Failed(file.path, f"the object is archived ({info.storage_class}) and cannot be read at once")
         if proof := self._cheap_proof(file):
             return proof
         if info.size == file.state.size and self.verify is Verify.PROOF and etag_proves(self.store, file.path, info):
@@ -504,6 +507,11 @@ class Offload:
 
 def _kept(file: _File) -> Kept:
     return Kept(file.path, "in use again, or gone from Synapse's database")
+
+
+def _is_archived(info: ObjectInfo) -> bool:
+    """Whether the file is all that Synapse could serve at once, whatever proves that the object is the same."""
+    return info.storage_class in UNREADABLE_CLASSES
 
 
 def _lasting_proof(file: _File) -> Proof | None:

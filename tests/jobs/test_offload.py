@@ -419,6 +419,35 @@ def test_verify_full_reads_all_and_verify_size_nothing(site: MediaSite) -> None:
 
 
 @QUICKLY
+@pytest.mark.parametrize(
+    ("verify", "storage_class"), [("proof", "GLACIER"), ("full", "DEEP_ARCHIVE"), ("size", "GLACIER")]
+)
+def test_file_whose_object_is_archived_stays(site: MediaSite, verify: str, storage_class: Any) -> None:
+    archived, recorded = site.add_local("ArchivedMedia"), site.add_local("RecordedMedia")
+    site.add_local("OtherMedia")
+    before = site.files()
+    site.put(archived, before[archived])
+    site.sync()
+    for path in (archived, recorded):
+        site.client.put_object(Bucket=site.bucket, Key=path, Body=before[path], StorageClass=storage_class)
+    done = site.sync("--delete", "--verify", verify, status=1)
+    for path in (archived, recorded):
+        assert f"failed: {path}: the object is archived ({storage_class})" in done.err
+    assert done.values["failed"] == 2
+    assert site.files() == {path: before[path] for path in (archived, recorded)}
+
+
+@QUICKLY
+def test_file_whose_object_is_archived_stays_where_listing_is_refused(site: MediaSite) -> None:
+    path = site.add_local("ArchivedMedia")
+    before = site.files()
+    site.client.put_object(Bucket=site.bucket, Key=path, Body=before[path], StorageClass="GLACIER")
+    with site.proxy.refuse(403, "AccessDenied", lists):
+        assert "is archived (GLACIER)" in site.sync("--delete", status=1).err
+    assert site.files() == before
+
+
+@QUICKLY
 def test_deletion_moves_the_stamp(site: MediaSite) -> None:
     site.add_local("FirstMedia")
     began = now_ms()
