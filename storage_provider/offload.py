@@ -371,8 +371,7 @@ class Offload:
 
     def _prove(self, threads: ThreadPoolExecutor, round_: list[_Media]) -> Iterator[Event]:
         files = [file for media in round_ for file in media.files if not file.is_done]
-        # What was sent is looked up again: a server may acknowledge what it does not keep.
-        self._look_up((file for file in files if file.sent is not None), self._listings(read_ahead=False))
+        self._look_up_sent([file for file in files if file.sent is not None])
         recorded = self.cache.proofs(file.path for file in files if file.sent is None)
         to_read = []
         for file in files:
@@ -393,6 +392,13 @@ class Offload:
             yield Failed(file.path, "the object is not what was sent")
         # What replaces the object now is proved by the next run.
         yield from self._settle(threads, [(file, difference) for file, difference in differing if not file.sent])
+
+    def _look_up_sent(self, files: Sequence[_File]) -> None:
+        """See again what there is: a server may acknowledge what it does not keep."""
+        self._look_up(files, self._listings(read_ahead=False))
+        for file in files:
+            # A listing may lag behind what was sent; the object itself does not.
+            file.is_looked_up = _is_in_place(file)
 
     def _cheap_proof(self, file: _File) -> str | None:
         """How the object is proved to be the file by what is known of it, or None."""
@@ -507,6 +513,13 @@ class Offload:
 
 def _kept(file: _File) -> Kept:
     return Kept(file.path, "in use again, or gone from Synapse's database")
+
+
+def _is_in_place(file: _File) -> bool:
+    """Whether the object is the one that was sent, by what is known of it."""
+    if file.info is None or file.sent is None:
+        return False
+    return (file.info.etag, file.info.size) == (file.sent.etag, file.sent.size)
 
 
 def _is_archived(info: ObjectInfo) -> bool:

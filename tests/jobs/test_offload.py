@@ -182,6 +182,28 @@ def test_store_that_keeps_nothing_costs_no_file(site: MediaSite) -> None:
     assert site.files() == before
 
 
+@QUICKLY
+def test_listing_that_lags_behind_costs_a_request_for_each_object_and_no_failure(site: MediaSite) -> None:
+    replaced = site.add_local("ShortMedia")
+    before = site.add_some(3)
+
+    class Lagging(MemoryBackend):
+        """Lists what was there at first."""
+
+        def list(self, prefix: str = "", *, start_after: str = "") -> Iterator[ObjectInfo]:
+            if replaced.startswith(prefix) and replaced > start_after:
+                yield self._info(replaced, b"short")
+
+    bucket = Lagging()
+    bucket.objects[replaced] = b"short"
+    events = offloaded(site, bucket)
+    assert failures(events) == []
+    assert proofs(events) == ["put"] * len(before)
+    assert sorted(bucket.made("stat")) == sorted(before)
+    assert bucket.objects == before
+    assert site.files() == {}
+
+
 # --- files and rows that change meanwhile ---
 
 
