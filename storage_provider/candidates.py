@@ -36,19 +36,25 @@ class NotOnDisk:
     row: CachedMedia
 
 
-def candidates(store: MediaStore, cache: CacheDb) -> Iterator[OnDisk | NotOnDisk | Failed]:
+def candidates(
+    store: MediaStore, cache: CacheDb, must_end: Callable[[], bool] = lambda: False
+) -> Iterator[OnDisk | NotOnDisk | Failed]:
     """The rows that cache.db takes to be on disk, and those whose files have come back, in byte order of `content_path`.
 
     The store and the rows are each read once. That media is back is noted in cache.db, that it is
-    gone is not. Paths that would leave the store, and what cannot be read, are `Failed`.
+    gone is not. Paths that would leave the store, and what cannot be read, are `Failed`. With
+    `must_end` it is over before the next media on disk, be it one of the rows or not.
     """
     for kind in KINDS:
-        yield from _of_kind(store, cache, kind)
+        yield from _of_kind(store, cache, kind, must_end)
 
 
-def _of_kind(store: MediaStore, cache: CacheDb, kind: Kind) -> Iterator[OnDisk | NotOnDisk | Failed]:
+def _of_kind(
+    store: MediaStore, cache: CacheDb, kind: Kind, must_end: Callable[[], bool]
+) -> Iterator[OnDisk | NotOnDisk | Failed]:
     rows = _Rows(cache.undeleted(kind))
-    for entries in in_batches(media_on_disk(store, local=kind == "local"), _MEDIA_AT_ONCE):
+    on_disk = itertools.takewhile(lambda _: not must_end(), media_on_disk(store, local=kind == "local"))
+    for entries in in_batches(on_disk, _MEDIA_AT_ONCE):
         back: dict[Media, list[CachedMedia]] = {}
         for row in cache.revive(entry.media for entry in entries if not isinstance(entry, Unreadable)):
             back.setdefault(row.media, []).append(row)
@@ -63,6 +69,9 @@ def _of_kind(store: MediaStore, cache: CacheDb, kind: Kind) -> Iterator[OnDisk |
             returned = back.get(entry.media, [])
             for row in dict.fromkeys([*known, *returned]):
                 yield OnDisk(row, entry.files, row in returned)
+    if must_end():
+        # What was not looked at is not gone.
+        return
     yield from map(_absent, rows.take(lambda _: True))
 
 

@@ -217,7 +217,7 @@ class Offload:
         """Media with files on disk, in the order of the listing; those without are noted as deleted."""
         round_: list[_Media] = []
         gone: list[CachedMedia] = []
-        for entry in candidates(self.store, self.cache):
+        for entry in candidates(self.store, self.cache, self._must_end):
             if self._must_end() or self._left == 0:
                 break
             if isinstance(entry, Failed):

@@ -196,6 +196,34 @@ def test_what_cannot_be_read_is_not_taken_for_gone(
     ]
 
 
+def test_end_is_heeded_among_files_that_have_no_row(
+    store: MediaStore, cache: CacheDb, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for number in range(3000):
+        write(store, f"local_content/ab/cd/{number:04}")
+    there, gone = row(Media("", "zzzzzzzz")), row(Media("", "zzzzgone"))
+    write(store, content_path(there.media))
+    remote = row(Media("a.org", "abcdefgh"))
+    cache.add([there, gone, remote])
+    walked = count_walked(monkeypatch)
+    # Neither is what the walk had not come to taken for gone.
+    assert list(candidates(store, cache, lambda: len(walked) >= 100)) == []
+    assert len(walked) == 100
+
+
+def count_walked(monkeypatch: pytest.MonkeyPatch) -> list[MediaOnDisk | Unreadable]:
+    """What the walk over the disk comes to, as it does."""
+    walked = []
+
+    def walk(store: MediaStore, *, local: bool) -> Iterator[MediaOnDisk | Unreadable]:
+        for entry in media_on_disk(store, local=local):
+            walked.append(entry)
+            yield entry
+
+    monkeypatch.setattr(candidates_module, "media_on_disk", walk)
+    return walked
+
+
 def test_paths_that_would_leave_the_store_are_failures(store: MediaStore, cache: CacheDb) -> None:
     bad = CachedMedia("..", "x", "abcdefgh", "remote")
     cache.add([bad, CachedMedia("", "abcd", "abcd", "local")])

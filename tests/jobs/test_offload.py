@@ -19,10 +19,11 @@ from minio.credentials.providers import StaticProvider
 
 from backends import open_backend
 from backends.base import Backend, ObjectInfo
-from storage_provider import offload
+from storage_provider import candidates, offload
 from storage_provider.cache_db import CacheDb, Proof
 from storage_provider.media_paths import Media
 from storage_provider.media_store import MediaStore
+from storage_provider.media_walk import MediaOnDisk, Unreadable, media_on_disk
 from storage_provider.settings import ProviderSettings
 from storage_provider.synapse_db import connect
 from storage_provider.transfers import Bandwidth, Failed, Verify
@@ -687,6 +688,27 @@ def test_after_the_time_budget_nothing_is_begun(site: MediaSite, monkeypatch: py
     assert len(sent) == 3
     assert site.files() == before
     assert site.objects().items() < before.items()
+
+
+@QUICKLY
+def test_stop_is_heeded_while_the_disk_is_walked(site: MediaSite, monkeypatch: pytest.MonkeyPatch) -> None:
+    for number in range(2000):
+        site.write(f"local_content/Ab/cd/{number:04}", b"has no row")
+    site.add_local("LastMedia")
+    site.database.add_local("GoneMedia")
+    walked, stop = 0, threading.Event()
+
+    def walk(store: MediaStore, *, local: bool) -> Iterator[MediaOnDisk | Unreadable]:
+        nonlocal walked
+        for entry in media_on_disk(store, local=local):
+            walked += 1
+            if walked == 100:
+                stop.set()
+            yield entry
+
+    monkeypatch.setattr(candidates, "media_on_disk", walk)
+    assert offloaded(site, MemoryBackend(), stop=stop) == []
+    assert walked == 100
 
 
 @QUICKLY
