@@ -27,12 +27,22 @@ def damage(facts: MediaFacts, path: str, size: int) -> str | None:
     return f"the file is damaged: it has {size} bytes, the database says {length}"
 
 
+def neither(facts: MediaFacts | None, path: str, file_size: int, object_size: int) -> str | None:
+    """What shows, without reading them, that file and object are both wrong; None where one could be right."""
+    if facts is not None and known_length(facts, path) in (file_size, object_size):
+        return None
+    return _objection("neither is")
+
+
 def objection(facts: MediaFacts | None, path: str, difference: Difference) -> str | None:
     """Why the file must not replace the object that differs from it; None where only the file is right."""
     file_is_right, object_is_right = fits(facts, path, difference.file), fits(facts, path, difference.object)
     if file_is_right == object_is_right:
-        which = "both could be" if file_is_right else "neither is"
-        return f"file and object differ, and {which} right by Synapse's database"
+        return _objection("both could be" if file_is_right else "neither is")
     if object_is_right:
         return "the file is damaged, the object is whole: remove the file to have it served"
     return None
+
+
+def _objection(which: str) -> str:
+    return f"file and object differ, and {which} right by Synapse's database"

@@ -22,7 +22,7 @@ from backends.settings import UNREADABLE_CLASSES
 from storage_provider.cache_db import KINDS, CacheDb, CachedMedia, How, Proof
 from storage_provider.candidates import NotOnDisk, candidates
 from storage_provider.directories import FileState
-from storage_provider.judgement import Difference, damage, objection
+from storage_provider.judgement import Difference, damage, neither, objection
 from storage_provider.listing import ListingCursor, ListingRefused
 from storage_provider.media_paths import MEDIA_ROOTS, UnsafePath, content_path
 from storage_provider.media_store import MediaStore
@@ -142,7 +142,7 @@ class _Begun:
     """A round whose files are being sent."""
 
     media: list[_Media]
-    sending: dict[Future[Uploaded | Difference | None], _File]
+    sending: dict[Future[Uploaded | Difference | Failed | None], _File]
     failed: list[Failed]
     """What was found out before."""
 
@@ -312,11 +312,11 @@ class Offload:
         for file in files:
             file.facts = facts.get(file.row)
 
-    def _send(self, file: _File) -> Uploaded | Difference | None:
+    def _send(self, file: _File) -> Uploaded | Difference | Failed | None:
         """Make sure that there is an object of the file's size."""
         info = self._object(file)
         if info is not None:
-            return None if info.size == file.state.size else self._difference(file, info)
+            return None if info.size == file.state.size else self._difference_in_size(file, info)
         sha256 = None
         if file.facts is not None:
             if damaged := damage(file.facts, file.path, file.state.size):
@@ -338,6 +338,13 @@ class Offload:
                 yield outcome
         yield from self._settle(threads, differing)
 
+    def _difference_in_size(self, file: _File, info: ObjectInfo) -> Difference | Failed | None:
+        """Read both, if that can tell which is right."""
+        if self.database is None:
+            return Failed(file.path, "file and object differ; only Synapse's database could tell which is right")
+        against = neither(file.facts, file.path, file.state.size, info.size)
+        return self._difference(file, info) if against is None else Failed(file.path, against)
+
     def _difference(self, file: _File, info: ObjectInfo) -> Difference | None:
         """Read both; None where they are the same after all."""
         ours = digest_of_file(self.store, file.path)
@@ -350,9 +357,7 @@ class Offload:
         right: list[_File] = []
         for file, difference in differing:
             file.is_done = True
-            if self.database is None:
-                yield Failed(file.path, "file and object differ; only Synapse's database could tell which is right")
-            elif against := objection(file.facts, file.path, difference):
+            if against := objection(file.facts, file.path, difference):
                 yield Failed(file.path, against)
             else:
                 right.append(file)

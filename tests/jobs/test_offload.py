@@ -148,12 +148,33 @@ def test_what_cannot_be_decided_is_left_alone_and_reported(site: MediaSite) -> N
 
 
 @QUICKLY
+def test_where_neither_size_is_right_nothing_is_read(site: MediaSite, monkeypatch: pytest.MonkeyPatch) -> None:
+    neither = site.add_local("NeitherMedia", b"a" * 50, media_length=7)
+    unknown = site.add_local("UnknownMedia", b"b" * 50, media_length=None)
+    thumbnail = site.add_thumbnail(Media("", "NeitherMedia"), "NeitherMedia", "32-32-image-png-crop", b"c" * 50)
+    site.write(thumbnail, b"c" * 49)
+    before = site.files()
+    bucket = MemoryBackend()
+    bucket.objects = dict.fromkeys((neither, unknown, thumbnail), b"x" * 51)
+
+    def read(_store: MediaStore, path: str) -> BinaryIO:
+        raise AssertionError(f"{path} is read")
+
+    monkeypatch.setattr(MediaStore, "open", read)
+    expected = ["file and object differ, and neither is right by Synapse's database"] * len(before)
+    assert failures(offloaded(site, bucket)) == expected
+    assert bucket.made("open") == []
+    assert site.files() == before
+
+
+@QUICKLY
 def test_without_a_database_nothing_is_replaced(site: MediaSite) -> None:
     path = site.add_local("ShortMedia")
     site.update()
     site.put(path, b"x")
     (site.directory / "homeserver.yaml").unlink()
-    assert f"failed: {path}: file and object differ" in site.upload(status=1).err
+    assert f"failed: {path}: file and object differ; only" in site.upload(status=1).err
+    assert site.proxy.of("GET") == []
     assert site.objects() == {path: b"x"}
 
 
