@@ -42,9 +42,9 @@ def bounded(options: Options, server: S3Server, directory: Path) -> list[Row]:
         value(f"{what}: the most on the disk, everything", _one("", "MiB", found.most / _MIB)),
         value(f"{what}: wrong answers", _one(f"{found.reads:,} reads", "answers", found.wrong), at_most=0),
         value(
-            f"{what}: on the disk of {sizes.read_at_last} old files that were read at last",
+            f"{what}: on the disk of {found.read_at_last} old files that were read at last",
             _one("", "files", found.kept_at_last),
-            at_least=sizes.read_at_last,
+            at_least=found.read_at_last,
         ),
     ]
 

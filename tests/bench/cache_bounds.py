@@ -25,8 +25,9 @@ _READS_A_WRITE = 2
 _SIZES = (30 << 10, 300 << 10, 4 << 20, 16 << 20)
 """Of files, in bytes; each is as likely as the others."""
 
-# Those that are read at last fit into a tenth of the smallest limit.
-_READ_AT_LAST_BYTES = 300 << 10
+# Of the limit; after a pass there is a tenth of it free, and what is read at last needs more.
+_READ_AT_LAST = 0.15
+_LARGEST_READ_AT_LAST = 4 << 20
 _PATIENCE = 60
 
 
@@ -39,12 +40,11 @@ class Sizes:
     written: int
     """Bytes, all files together."""
     min_age_seconds: int
-    read_at_last: int
     clients: int = 8
 
 
-WHOLE = Sizes(max_size=1 << 30, written=10 << 30, min_age_seconds=10, read_at_last=100)
-QUICK = Sizes(max_size=64 << 20, written=640 << 20, min_age_seconds=2, read_at_last=10)
+WHOLE = Sizes(max_size=1 << 30, written=10 << 30, min_age_seconds=10)
+QUICK = Sizes(max_size=64 << 20, written=640 << 20, min_age_seconds=2)
 
 
 @dataclass(frozen=True)
@@ -61,8 +61,10 @@ class Found:
     reads: int
     wrong: int
     """Answers that were not what had been written."""
+    read_at_last: int
+    """Old files that were read when all was written."""
     kept_at_last: int
-    """How many of the files that were read at last are on the disk."""
+    """How many of them are on the disk."""
 
 
 def measure(server: S3Server, directory: Path, sizes: Sizes) -> Found:
@@ -79,8 +81,8 @@ def measure(server: S3Server, directory: Path, sizes: Sizes) -> Found:
             for done in [threads.submit(users.write_and_read, seed) for seed in range(sizes.clients)]:
                 done.result()
             seconds = time.monotonic() - begun
-            kept = users.read_old_files(sizes.read_at_last)
-        return Found(seconds, users.written, watch.most, watch.most_settled, users.reads, users.wrong, kept)
+            read, kept = users.read_old_files()
+        return Found(seconds, users.written, watch.most, watch.most_settled, users.reads, users.wrong, read, kept)
 
 
 @dataclass
@@ -106,17 +108,24 @@ class _Users:
                     media_id = chance.choice(list(self._contents))
                 self._read(media_id)
 
-    def read_old_files(self, number: int) -> int:
-        """Read files that are not on the disk, as long as it takes until they are; how many of them are in the end."""
-        small = (each for each, length in self._lengths.items() if length <= _READ_AT_LAST_BYTES)
-        missing = [each for each in small if not self._has(each)]
-        chosen, ends = missing[:number], time.monotonic() + _PATIENCE
+    def read_old_files(self) -> tuple[int, int]:
+        """Read files that are not on the disk, as long as it takes until they are; how many, and how many are in the end."""
+        chosen, size = [], 0
+        for media_id, length in self._lengths.items():
+            if (
+                length <= _LARGEST_READ_AT_LAST
+                and not self._has(media_id)
+                and size < self.sizes.max_size * _READ_AT_LAST
+            ):
+                chosen.append(media_id)
+                size += length
+        ends = time.monotonic() + _PATIENCE
         while time.monotonic() < ends and (left := [each for each in chosen if not self._has(each)]):
             for media_id in left:
                 self._read(media_id)
             # They are kept, or a pass makes room for them, after they were answered.
             time.sleep(_LOOK_SECONDS)
-        return sum(map(self._has, chosen))
+        return len(chosen), sum(map(self._has, chosen))
 
     def _write(self, content: bytes) -> None:
         media_id = self.homeserver.upload(content)
