@@ -58,7 +58,7 @@ class Boto3Backend(S3Backend["S3Client"]):
         client = session.client(
             "s3",
             endpoint_url=settings.endpoint_url,
-            region_name=settings.region_name or (None if settings.is_aws else "us-east-1"),
+            region_name=self._region,
             config=Config(**config),
         )
         events: Any = client.meta.events

@@ -7,7 +7,6 @@ request. It is private: the version of minio in setup.cfg is bounded for that re
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping, Sequence
 from urllib.parse import urlsplit
 
@@ -46,7 +45,7 @@ class MinioBackend(S3Backend[Minio]):
         client = Minio(
             endpoint.netloc,
             secure=settings.is_https,
-            region=settings.region_name or _default_region(settings.is_aws),
+            region=self._region,
             http_client=self._transport,
             credentials=_static(access_key) if access_key else _environment_chain(),
         )
@@ -156,10 +155,3 @@ def _environment_chain() -> Provider:
     """Environment, ~/.aws, then the machine's role (EC2, ECS, Kubernetes service accounts)."""
     metadata_client = urllib3.PoolManager(timeout=_METADATA_TIMEOUT, retries=urllib3.Retry(1))
     return ChainedProvider([EnvAWSProvider(), AWSConfigProvider(), IamAwsProvider(http_client=metadata_client)])
-
-
-def _default_region(is_aws: bool) -> str | None:
-    """Outside AWS a fixed one, which saves a GetBucketLocation that least-privilege keys may not make."""
-    if not is_aws:
-        return "us-east-1"
-    return os.environ.get("AWS_REGION") or os.environ.get("AWS_DEFAULT_REGION")

@@ -10,6 +10,7 @@ import base64
 import hashlib
 import itertools
 import logging
+import os
 import re
 import threading
 from abc import abstractmethod
@@ -81,6 +82,13 @@ class S3Backend(Backend, Generic[Client]):
     def _sse_key(self) -> bytes | None:
         """The encryption key; known to the requests that a subclass makes, which have a client."""
         return self._caller.sse_key
+
+    @property
+    def _region(self) -> str | None:
+        """The region that requests are signed for; None leaves it to the SDK."""
+        named = self._settings.region_name or os.environ.get("AWS_REGION") or os.environ.get("AWS_DEFAULT_REGION")
+        # Outside AWS a fixed one, which saves a GetBucketLocation that least-privilege keys may not make.
+        return named or (None if self._settings.is_aws else "us-east-1")
 
     @property
     def _signs_bodies(self) -> bool:

@@ -82,6 +82,7 @@ bucket_options = _together(
     click.option("--backend", help="minio or boto3."),
     click.option("--prefix", help="What the keys start with; nothing is put between it and the path."),
     click.option("--endpoint-url", help="The address of the S3 service."),
+    click.option("--region-name", help="The region of the bucket."),
     click.option("--storage-class", help="For new objects."),
     click.option("--sse-customer-key", help="Encryption key (SSE-C); others can see it in the list of processes."),
     click.option("--sse-customer-key-path", type=click.Path(path_type=Path), help="A file with the encryption key."),

@@ -129,7 +129,7 @@ def _bucket_settings(
         given = config.provider(options["provider_index"]).model_dump(exclude_unset=True)
     if bucket is not None:
         given["bucket"] = bucket
-    for name in ("backend", "endpoint_url", "storage_class"):
+    for name in ("backend", "endpoint_url", "region_name", "storage_class"):
         if options[name] is not None:
             given[name] = options[name]
     if options["prefix"] is not None:

@@ -1,4 +1,4 @@
-"""What the environment says of proxies and certificates, for both SDKs, and the time that a call may take."""
+"""What the environment says of proxies, certificates and the region, for both SDKs, and the time that a call may take."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def plain_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("http_proxy", "https_proxy", "all_proxy", "no_proxy"):
         monkeypatch.delenv(name, raising=False)
         monkeypatch.delenv(name.upper(), raising=False)
-    for name in ("AWS_CA_BUNDLE", "REQUESTS_CA_BUNDLE", "SSL_CERT_FILE"):
+    for name in ("AWS_CA_BUNDLE", "REQUESTS_CA_BUNDLE", "SSL_CERT_FILE", "AWS_REGION", "AWS_DEFAULT_REGION"):
         monkeypatch.delenv(name, raising=False)
 
 
@@ -68,6 +68,37 @@ def make(request: pytest.FixtureRequest) -> Iterator[Callable[..., Backend]]:
     yield make
     for backend in made:
         backend.close()
+
+
+# --- the region ---
+
+
+@pytest.mark.parametrize(
+    ("environment", "settings", "region"),
+    [
+        ({}, {}, "us-east-1"),
+        ({"AWS_REGION": "", "AWS_DEFAULT_REGION": ""}, {}, "us-east-1"),
+        ({"AWS_DEFAULT_REGION": "fr-par"}, {}, "fr-par"),
+        ({"AWS_DEFAULT_REGION": "fr-par", "AWS_REGION": "nl-ams"}, {}, "nl-ams"),
+        ({"AWS_DEFAULT_REGION": "fr-par", "AWS_REGION": "nl-ams"}, {"region_name": "pl-waw"}, "pl-waw"),
+    ],
+)
+def test_region_outside_aws_is_the_configured_one_or_that_of_the_environment(
+    make: Callable[..., Backend],
+    monkeypatch: pytest.MonkeyPatch,
+    environment: dict[str, str],
+    settings: dict[str, str],
+    region: str,
+) -> None:
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    with ScriptedServer([EMPTY_LISTING, STORED]) as server:
+        backend = make(server.endpoint, **settings)
+        backend.check()
+        backend.put("key", io.BytesIO(b"body"), 4)
+    # Credential=access key/date/region/service/aws4_request
+    scopes = [request.headers["Authorization"].partition(",")[0].split("/") for request in server.requests]
+    assert [scope[2] for scope in scopes] == [region, region]
 
 
 # --- proxies ---

@@ -206,6 +206,19 @@ def test_storage_class(site: MediaSite) -> None:
     assert entry["StorageClass"] == "STANDARD_IA"
 
 
+@QUICKLY
+def test_region_is_that_of_the_environment_or_of_the_option(site: MediaSite) -> None:
+    site.add_local("AbcdEfgh")
+    site.update()
+    site.environment = {"AWS_DEFAULT_REGION": "fr-par"}
+    for options, region in (((), "fr-par"), (("--region-name", "nl-ams"), "nl-ams")):
+        site.proxy.forget()
+        site.upload(*options)
+        # Credential=access key/date/region/service/aws4_request
+        scopes = [request.headers["authorization"].partition(",")[0].split("/") for request in site.proxy.requests]
+        assert {scope[2] for scope in scopes} == {region}
+
+
 # --- wrong use ---
 
 
