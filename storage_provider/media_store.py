@@ -11,7 +11,8 @@ import errno
 import fcntl
 import os
 import stat
-from collections.abc import Iterable, Iterator
+import time
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager
 from functools import cached_property, partial
 from pathlib import Path
@@ -49,6 +50,9 @@ OWN_DIRECTORY = ".s3_storage_provider"
 _STAMP = "offloaded_before"
 _LISTED = "listed_at"
 
+# A moment so far in the future was written while the clock was wrong.
+_CLOCK_ERROR_MS = 86_400_000
+
 
 class MediaStoreError(Exception):
     """The media store cannot be worked on; the text is a sentence for the operator."""
@@ -74,8 +78,9 @@ class MediaStore:
     operating system refuses comes out as an `OSError`. May be used from many threads at once.
     """
 
-    def __init__(self, root: Path) -> None:
+    def __init__(self, root: Path, clock: Callable[[], float] = time.time) -> None:
         self.root = root
+        self._clock = clock
 
     def check(self) -> None:
         """Refuse a directory that would be mistaken for a media store whose files are gone.
@@ -287,7 +292,10 @@ class MediaStore:
         return self._read_moment(_STAMP)
 
     def set_offloaded_before(self, ts_ms: int) -> None:
-        """Move that moment forward; an earlier one than there is changes nothing."""
+        """Move that moment forward; an earlier one than there is changes nothing, but where that one lies in the future.
+
+        On a full disk the file that is there is written over; only where there is none yet an `OSError` says that it is full.
+        """
         with (
             self.directory((OWN_DIRECTORY,), make=True) as own,
             _flock(f"{_STAMP}.lock", own, os.O_RDWR | os.O_CREAT, wait=True) as lock,
@@ -295,7 +303,7 @@ class MediaStore:
             self.adopt(lock)
             # What is no number is replaced: whoever sets the stamp knows better.
             with contextlib.suppress(FileNotFoundError, ValueError):
-                if _read_moment(_STAMP, own) >= ts_ms:
+                if ts_ms <= _read_moment(_STAMP, own) <= self._clock() * 1000 + _CLOCK_ERROR_MS:
                     return
             self._write_moment(_STAMP, own, ts_ms)
 
@@ -319,13 +327,25 @@ class MediaStore:
             return None
         except ValueError:
             raise MediaStoreError(
-                f"{self.root / OWN_DIRECTORY / name} does not hold a time in milliseconds: correct it or remove it"
+                f"{self.root / OWN_DIRECTORY / name} does not hold a line with a time in milliseconds: correct it or remove it"
             ) from None
 
     def _write_moment(self, name: str, own_directory: int, ts_ms: int) -> None:
+        line = b"%d\n" % ts_ms
+        try:
+            self._replace(name, own_directory, line)
+        except OSError as error:
+            if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+                raise
+            try:
+                _write_over(name, own_directory, line)
+            except FileNotFoundError:
+                raise error from None
+
+    def _replace(self, name: str, own_directory: int, content: bytes) -> None:
         new = f"{name}.new"
         with os.fdopen(os.open(new, NEW & ~os.O_EXCL | os.O_TRUNC, 0o666, dir_fd=own_directory), "wb") as file:
-            file.write(b"%d\n" % ts_ms)
+            file.write(content)
             file.flush()
             os.fsync(file.fileno())
             self.adopt(file.fileno())
@@ -414,6 +434,22 @@ def _flock(name: str, directory: int, flags: int, *, wait: bool = False) -> Iter
         os.close(file)
 
 
+def _write_over(name: str, own_directory: int, line: bytes) -> None:
+    """Change a file in the block that it has, since a full disk has no other.
+
+    A line as long as the old one, as those with a time are, is there or is not after a crash. Of others a part may be
+    there, without the end of the line or with more behind it, which is read as no number at all.
+    """
+    with os.fdopen(os.open(name, os.O_RDWR | os.O_NOFOLLOW | os.O_NONBLOCK, dir_fd=own_directory), "r+b") as file:
+        file.write(line)
+        file.truncate()
+        file.flush()
+        os.fsync(file.fileno())
+
+
 def _read_moment(name: str, own_directory: int) -> int:
     with os.fdopen(os.open(name, READ, dir_fd=own_directory), "rb") as file:
-        return int(file.read(64))
+        line = file.read(64)
+    if not line.endswith(b"\n"):
+        raise ValueError("the line has no end")
+    return int(line)

@@ -73,7 +73,7 @@ class CacheSite:
 
     @property
     def store(self) -> MediaStore:
-        return MediaStore(self.root)
+        return MediaStore(self.root, clock=lambda: self.clock_ms / 1000)
 
     # --- media ---
 

@@ -72,8 +72,8 @@ class Item:
 class WatchfulStore(MediaStore):
     """Sees that nothing is removed that is not whole in the bucket."""
 
-    def __init__(self, root: Path, backend: MemoryBackend) -> None:
-        super().__init__(root)
+    def __init__(self, root: Path, backend: MemoryBackend, clock: Callable[[], float]) -> None:
+        super().__init__(root, clock)
         self._backend = backend
         self.unproved: list[str] = []
         self.deleted: Callable[[str], bool] = lambda path: False
@@ -131,7 +131,7 @@ class SiteMachine(RuleBasedStateMachine):
         self.backend = MemoryBackend()
         self.gate = OpenGate()
         (self.directory / "store").mkdir()
-        self.store = WatchfulStore(self.directory / "store", self.backend)
+        self.store = WatchfulStore(self.directory / "store", self.backend, lambda: self.now / 1000)
         self.store.deleted = self.is_deleted
         # Long after now, so that all files are older than any `min_age`.
         self.now = 40_000 * 24 * HOUR

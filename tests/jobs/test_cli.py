@@ -20,6 +20,7 @@ from typing import Any
 import pytest
 import yaml
 
+from storage_provider.media_store import MediaStore
 from tests.jobs.conftest import SynapseDatabase
 from tests.jobs.media_site import (
     ENCRYPTED,
@@ -522,6 +523,18 @@ def test_disk_of_cache_db_that_gets_full_is_3_and_the_next_run_finishes(site: Me
     site.sync(*options)
     assert site.objects() == before
     assert site.files() == {}
+
+
+@QUICKLY
+def test_full_disk_of_the_media_store_is_freed(site: MediaSite, small_disk: Path) -> None:
+    site.store.rmdir()
+    site.store.symlink_to(small_disk)
+    before = site.add_some(3)
+    site.write_homeserver_yaml()
+    site.sync()
+    MediaStore(small_disk).set_offloaded_before(0)
+    fill_disk(small_disk, leave=0)
+    assert site.sync("--delete").values["deleted_files"] == len(before)
 
 
 def fill_disk(disk: Path, leave: int) -> None:

@@ -730,7 +730,8 @@ class TestStamp:
             list(threads.map(store.set_offloaded_before, moments))
         assert store.offloaded_before() == max(moments)
 
-    @pytest.mark.parametrize("content", ["", "yesterday", "12 13"])
+    # The last two are what a crash may leave of a line that is written over a shorter or a longer one.
+    @pytest.mark.parametrize("content", ["", "yesterday", "12 13", "17", "1700000000000\n999\n"])
     def test_that_is_no_number_is_an_error_and_can_be_set_anew(self, store: MediaStore, content: str) -> None:
         store.set_offloaded_before(1)
         (store.root / OWN_DIRECTORY / "offloaded_before").write_text(content)
@@ -745,6 +746,41 @@ class TestStamp:
         assert store.offloaded_before() == 1
         store.set_offloaded_before(3)
         assert store.offloaded_before() == 3
+
+    @pytest.mark.parametrize("there", ["0\n", "1600000000000\n", "99999999999999999\n"])
+    def test_moves_forward_on_a_full_disk(self, small_disk: Path, there: str) -> None:
+        store = MediaStore(small_disk)
+        store.set_offloaded_before(0)
+        file = small_disk / OWN_DIRECTORY / "offloaded_before"
+        file.write_text(there)
+        fill(small_disk)
+        store.set_offloaded_before(1_700_000_000_000)
+        assert store.offloaded_before() == 1_700_000_000_000
+        assert file.read_text() == "1700000000000\n"
+
+    def test_that_has_no_room_at_all_is_told(self, small_disk: Path) -> None:
+        store = MediaStore(small_disk)
+        with store.lock("other"):
+            fill(small_disk)
+            with pytest.raises(OSError, match="No space left"):
+                store.set_offloaded_before(1)
+        assert store.offloaded_before() is None
+
+    def test_that_lies_in_the_future_is_replaced(self, store: MediaStore) -> None:
+        day, now = 86_400_000, 1_700_000_000_000
+        store = MediaStore(store.root, clock=lambda: now / 1000)
+        store.set_offloaded_before(now + day // 2)
+        store.set_offloaded_before(now)
+        assert store.offloaded_before() == now + day // 2
+        store.set_offloaded_before(now + 3650 * day)
+        store.set_offloaded_before(now)
+        assert store.offloaded_before() == now
+
+
+def fill(disk: Path) -> None:
+    with (disk / "filler").open("wb", buffering=0) as filler, pytest.raises(OSError, match="No space left"):
+        while True:
+            filler.write(bytes(1 << 16))
 
 
 class TestLastListing:
