@@ -129,7 +129,7 @@ class CachePass:
             if not isinstance(error, (BackendUnavailable, BucketNotFound)):
                 self.in_vain.add(path)
             self.report.failed.add(f"{path}: {reason(error)}")
-            self._failures.count(error)
+            self._failures.count(error, self.backend)
             return None
         except Damaged as error:
             self._failures.forget()

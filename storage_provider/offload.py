@@ -508,7 +508,7 @@ class Offload:
         except FileGone as error:
             return Kept(file.path, str(error))
         except BackendError as error:
-            self._failures.count(error)
+            self._failures.count(error, self.backend)
             return Failed(file.path, reason(error))
         except (FileChanged, Damaged, OSError) as error:
             return Failed(file.path, reason(error))

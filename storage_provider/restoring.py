@@ -112,7 +112,7 @@ class Restore:
                 except DiskFull as error:
                     full = error
                 except BackendError as error:
-                    self._failures.count(error)
+                    self._failures.count(error, self.backend)
                     event = Failed(running[future].paths[0], error.reason)
                 if event is not None:
                     yield event

@@ -67,19 +67,27 @@ class Failures:
 
     def __init__(self) -> None:
         self._in_a_row = 0
+        self._unreadable_in_a_row = 0
         self._last: BackendError | None = None
 
     def forget(self) -> None:
         """Something has succeeded."""
-        self._in_a_row = 0
+        self._in_a_row = self._unreadable_in_a_row = 0
 
-    def count(self, error: BackendError) -> None:
-        """Take a failure in. Raises `BucketFails` when it was one too many."""
+    def count(self, error: BackendError, backend: Backend) -> None:
+        """Take a failure in. Raises `BucketFails` when it was one too many.
+
+        Objects that may not be read can be many in a row (another encryption key, an owner of their own): where they
+        are all that failed, and the bucket itself can be reached, there are never too many.
+        """
         if error.retryable or isinstance(error, (AccessDenied, BucketNotFound)):
             self._in_a_row += 1
+            self._unreadable_in_a_row += _is_unreadable_object(error)
             self._last = error
             if self._in_a_row >= _FAILURES_IN_A_ROW:
-                raise BucketFails(f"the bucket fails again and again, last with: {error}") from error
+                if self._unreadable_in_a_row != self._in_a_row or not _is_reachable(backend):
+                    raise BucketFails(f"the bucket fails again and again, last with: {error}") from error
+                self.forget()
 
     def check(self, backend: Backend) -> None:
         """At the end of a run in which the bucket failed, see whether it still does. Raises `BucketFails`."""
@@ -93,6 +101,19 @@ class Failures:
                 raise BucketFails(f"the bucket cannot be reached any more: {error}") from error
         except BackendError as error:
             raise BucketFails(f"the bucket cannot be reached any more: {error}") from error
+
+
+def _is_unreadable_object(error: BackendError) -> bool:
+    is_refusal = isinstance(error, AccessDenied) and error.code not in EXPIRED_CREDENTIALS
+    return is_refusal and error.operation in ("open", "stat")
+
+
+def _is_reachable(backend: Backend) -> bool:
+    try:
+        backend.check()
+    except BackendError:
+        return False
+    return True
 
 
 class Verify(str, Enum):

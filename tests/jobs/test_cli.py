@@ -35,7 +35,7 @@ from tests.jobs.media_site import (
     open_site,
 )
 from tests.jobs.old_cache import OLD_SCHEMA
-from tests.provider.fault_proxy import puts
+from tests.provider.fault_proxy import gets, puts
 from tests.servers import S3Server, make_bucket
 
 SSE_KEY = "0123456789abcdefABCDEF0123456789"
@@ -420,6 +420,21 @@ def test_bucket_that_dies_ends_the_run_early(site: MediaSite) -> None:
     site.sync("--delete")
     assert site.objects() == before
     assert site.files() == {}
+
+
+@QUICKLY
+def test_objects_that_may_not_be_read_keep_nothing_else_from_being_sent_and_freed(site: MediaSite) -> None:
+    unreadable = {site.add_local(f"Aaaa{index:02}media") for index in range(45)}
+    last = site.add_local("ZzzzMedia")
+    site.write_homeserver_yaml()
+    before = site.files()
+    site.sync()
+    new = site.add_local("ZzzzNewMedia")
+    with site.proxy.refuse(403, "AccessDenied", lambda request: gets(request) and request.key in unreadable):
+        done = site.sync("--delete", "--verify", "full", status=1)
+    assert done.err.count("failed: ") == done.values["failed"] == len(unreadable)
+    assert site.files() == {path: before[path] for path in sorted(unreadable)}
+    assert {last, new} < set(site.objects())
 
 
 @pytest.mark.parametrize(

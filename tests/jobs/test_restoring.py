@@ -211,6 +211,17 @@ def test_bucket_that_fails_ends_it_early(site: MediaSite) -> None:
 
 
 @QUICKLY
+def test_objects_that_may_not_be_read_keep_nothing_else_away(site: MediaSite) -> None:
+    unreadable = {site.add_local(f"Aaaa{index:02}media") for index in range(25)}
+    last = site.add_local("ZzzzMedia")
+    offload(site)
+    with site.proxy.refuse(403, "AccessDenied", lambda request: request.key in unreadable):
+        done = site.run("restore", "--all", "--workers", "1", status=1)
+    assert done.err.count("failed: ") == len(unreadable)
+    assert list(site.files()) == [last]
+
+
+@QUICKLY
 def test_content_of_each_origin_is_its_own(site: MediaSite) -> None:
     site.add_remote("a.org", "same", "FsidSame", b"a" * 100)
     site.add_remote("b.org", "same", "FsidSame", b"b" * 100)

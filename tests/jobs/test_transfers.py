@@ -11,11 +11,12 @@ from typing import Any
 
 import pytest
 
-from backends.base import ObjectInfo
+from backends.base import Backend, ObjectInfo
 from backends.errors import AccessDenied, BackendError, BackendUnavailable, ObjectNotFound, RequestRejected
 from storage_provider.media_store import MediaStore
 from storage_provider.synapse_db import MediaFacts
 from storage_provider.transfers import Bandwidth, BucketFails, Digest, Failures, Stopped, etag_proves, fits, run_at_once
+from tests.jobs.memory_backend import MemoryBackend
 
 PATH = "local_content/Ab/cd/Efgh"
 THUMBNAIL = "32-32-image-png-crop"
@@ -54,24 +55,63 @@ def test_end_of_the_run_ends_the_waiting() -> None:
         Bandwidth(1, Waits(is_over=True)).spend(1 << 40)
 
 
+def count(failures: Failures, error: BackendError, times: int, backend: Backend | None = None) -> None:
+    for _ in range(times):
+        failures.count(error, backend or MemoryBackend())
+
+
 @pytest.mark.parametrize("kind", [BackendUnavailable, AccessDenied])
 def test_bucket_is_given_up_after_failures_in_a_row(kind: type[BackendError]) -> None:
     failures = Failures()
     error = kind("so it is", operation="put", key="k")
-    for _ in range(19):
-        failures.count(error)
+    count(failures, error, 19)
     failures.forget()
-    for _ in range(19):
-        failures.count(error)
+    count(failures, error, 19)
     with pytest.raises(BucketFails, match="so it is"):
-        failures.count(error)
+        count(failures, error, 1)
 
 
 @pytest.mark.parametrize("kind", [ObjectNotFound, RequestRejected])
 def test_failures_of_files_are_not_those_of_the_bucket(kind: type[BackendError]) -> None:
-    failures = Failures()
-    for _ in range(100):
-        failures.count(kind("so it is", operation="put", key="k"))
+    count(Failures(), kind("so it is", operation="put", key="k"), 100)
+
+
+@pytest.mark.parametrize("operation", ["open", "stat"])
+def test_objects_that_may_not_be_read_are_no_failure_of_a_bucket_that_can_be_reached(operation: str) -> None:
+    backend = MemoryBackend()
+    count(Failures(), AccessDenied("so it is", operation=operation, key="k", code="AccessDenied"), 100, backend)
+    assert backend.calls == [("check", "")] * 5
+
+
+def test_objects_that_may_not_be_read_are_too_many_where_the_bucket_may_not_be_either() -> None:
+    backend = MemoryBackend()
+    refusal = AccessDenied("so it is", operation="open", key="k")
+
+    def refuse(_operation: str, _key: str) -> None:
+        raise refusal
+
+    backend.before = refuse
+    with pytest.raises(BucketFails, match="so it is"):
+        count(Failures(), refusal, 20, backend)
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        BackendUnavailable("other", operation="open", key="k"),
+        AccessDenied("other", operation="put", key="k"),
+        AccessDenied("other", operation="open", key="k", code="ExpiredToken"),
+    ],
+    ids=["unavailable", "put", "expired"],
+)
+def test_objects_that_may_not_be_read_excuse_no_other_failure(other: BackendError) -> None:
+    failures, backend = Failures(), MemoryBackend()
+    count(failures, other, 1, backend)
+    refusal = AccessDenied("so it is", operation="open", key="k")
+    count(failures, refusal, 18, backend)
+    with pytest.raises(BucketFails):
+        count(failures, refusal, 1, backend)
+    assert backend.calls == []
 
 
 def in_parts(content: bytes, size: int) -> str:
@@ -236,7 +276,7 @@ def test_bucket_that_failed_is_looked_at_again_in_the_end(error: BackendError | 
     failures = Failures()
     failures.check(bucket)
     assert bucket.checks == 0
-    failures.count(BackendUnavailable("down", operation="put", key="k"))
+    failures.count(BackendUnavailable("down", operation="put", key="k"), bucket)
     if gives_up:
         with pytest.raises(BucketFails):
             failures.check(bucket)
