@@ -149,17 +149,16 @@ class _Postgres:
 
     def query(self, sql: str, arguments: Row) -> list[Row]:
         with self._lock, self._as_database_error():
-            if self._connection is None or self._connection.closed:
-                self._connection = self._connect()
-            # Each question has a transaction of its own. Nothing is set for the session: behind
-            # PgBouncer that might be Synapse's the next moment.
-            with contextlib.closing(self._connection.cursor()) as cursor:
+            kept = self._connection
+            if kept is not None and not kept.closed:
                 try:
-                    cursor.execute(sql.replace("?", "%s"), arguments)
-                    return cursor.fetchall()
-                finally:
-                    if not self._connection.closed:
-                        self._connection.rollback()
+                    return _answer(kept, sql, arguments)
+                except Exception:
+                    # That it was lost meanwhile (a restart, a time-out while it was idle) shows only now.
+                    if not kept.closed:
+                        raise
+            self._connection = self._connect()
+            return _answer(self._connection, sql, arguments)
 
     def stream(self, sql: str, arguments: Row) -> Iterator[Row]:
         with self._as_database_error(), contextlib.closing(self._connect()) as connection:
@@ -198,6 +197,18 @@ class _Postgres:
             for secret in self._secrets:
                 reason = reason.replace(secret, "***")
             raise SynapseDbError(f"The PostgreSQL database cannot be read: {reason}") from None
+
+
+def _answer(connection: PostgresConnection, sql: str, arguments: Row) -> list[Row]:
+    # Each question has a transaction of its own. Nothing is set for the session: behind
+    # PgBouncer that might be Synapse's the next moment.
+    with contextlib.closing(connection.cursor()) as cursor:
+        try:
+            cursor.execute(sql.replace("?", "%s"), arguments)
+            return cursor.fetchall()
+        finally:
+            if not connection.closed:
+                connection.rollback()
 
 
 def _refuse_foreign(database: str) -> NoReturn:

@@ -633,14 +633,23 @@ class TestPostgres:
                 database._database.query(slow, ())
 
     @on_postgres
-    def test_is_connected_anew_after_it_was_lost(self, synapse_database: SynapseDatabase, database: SynapseDb) -> None:
+    def test_that_was_lost_between_two_questions_is_connected_anew(
+        self, synapse_database: SynapseDatabase, database: SynapseDb
+    ) -> None:
         synapse_database.add_local("abcdef")
         synapse_database.execute(
             "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = current_database() "
             "AND pid <> pg_backend_pid()"
         )
+        assert database.present([local("abcdef")]) == {("", "abcdef")}
+
+    @on_postgres
+    def test_that_is_lost_again_and_again_is_an_error(
+        self, synapse_database: SynapseDatabase, database: SynapseDb
+    ) -> None:
+        synapse_database.add_local("abcdef")
         with pytest.raises(SynapseDbError, match="The PostgreSQL database cannot be read"):
-            database.present([local("abcdef")])
+            database._database.query("SELECT pg_terminate_backend(pg_backend_pid())", ())
         assert database.present([local("abcdef")]) == {("", "abcdef")}
 
     @on_postgres
