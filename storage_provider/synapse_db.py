@@ -15,6 +15,9 @@ from storage_provider.media_paths import Media, in_thumbnail_order
 # Some builds of SQLite take no more than 999 arguments, and a remote row needs two.
 _ROWS_A_QUERY = 400
 
+# The database sorts what is left each time; so many take some 10 MiB.
+_MEDIA_AT_A_TIME = 10_000
+
 
 @dataclass(frozen=True)
 class MediaFacts:
@@ -82,7 +85,7 @@ class SynapseDb:
     """Synapse's media rows; a context manager that closes its connection.
 
     An iterator streams over a connection of its own and shows the database as it was when it began;
-    its transaction lasts as long as it does. The other methods ask anew each time. They may be
+    its transaction lasts as long as it does, where nothing else is said. The other methods ask anew each time. They may be
     called from many threads at once. Failures are `SynapseDbError`s.
     """
 
@@ -125,28 +128,43 @@ class SynapseDb:
 
         `origin` takes the media of one server only, `""` the local media. Uploads that are still
         awaited have no file and are left out.
+
+        Unlike the other iterators it has no transaction while somebody works on what it yields, be it for hours: it
+        reads many media at a time, each time as things are then.
         """
-        order = self._database.byte_order
         for tables, condition, arguments in _selected(used_since, origin):
-            sql = f"""
-                SELECT {tables.identity}, m.media_length, {self._sha256}, m.last_access_ts, m.created_ts,
-                    m.quarantined_by IS NOT NULL, {_THUMBNAIL_NAME}, t.thumbnail_length
-                FROM {tables.media} m LEFT JOIN {tables.thumbnails} t ON {tables.join}
-                WHERE {condition}
-                ORDER BY ({tables.path}){order}, m.media_id{order}, ({_THUMBNAIL_NAME}){order}
-            """
-            rows = self._database.stream(sql, arguments)
-            for media, with_thumbnails in itertools.groupby(rows, lambda row: row[:-2]):
-                server, media_id, filesystem_id, length, sha256, last_access, created_ts, quarantined = media
-                yield StoredMedia(
-                    CachedMedia(server, media_id, filesystem_id, tables.kind),
-                    length,
-                    sha256,
-                    last_access,
-                    created_ts,
-                    bool(quarantined),
-                    _lengths(row[-2:] for row in with_thumbnails),
-                )
+            after: Row = ()
+            while media := list(self._media_after(after, tables, condition, arguments)):
+                yield from media
+                after = tables.place(media[-1].row)
+
+    def _media_after(self, after: Row, tables: _Tables, condition: str, arguments: Row) -> Iterator[StoredMedia]:
+        """The next media in path order, from the first one or after a place."""
+        order = self._database.byte_order
+        if after:
+            condition += f" AND (({tables.path}){order}, m.media_id{order}) > (?, ?)"
+        sql = f"""
+            WITH page AS (
+                SELECT m.* FROM {tables.media} m WHERE {condition}
+                ORDER BY ({tables.path}){order}, m.media_id{order} LIMIT {_MEDIA_AT_A_TIME}
+            )
+            SELECT {tables.identity}, m.media_length, {self._sha256}, m.last_access_ts, m.created_ts,
+                m.quarantined_by IS NOT NULL, {_THUMBNAIL_NAME}, t.thumbnail_length
+            FROM page m LEFT JOIN {tables.thumbnails} t ON {tables.join}
+            ORDER BY ({tables.path}){order}, m.media_id{order}, ({_THUMBNAIL_NAME}){order}
+        """
+        rows = self._database.stream(sql, arguments + after)
+        for media, with_thumbnails in itertools.groupby(rows, lambda row: row[:-2]):
+            server, media_id, filesystem_id, length, sha256, last_access, created_ts, quarantined = media
+            yield StoredMedia(
+                CachedMedia(server, media_id, filesystem_id, tables.kind),
+                length,
+                sha256,
+                last_access,
+                created_ts,
+                bool(quarantined),
+                _lengths(row[-2:] for row in with_thumbnails),
+            )
 
     def contents(self, kind: Kind, *, used_since: int = 0, used_before: int | None = None) -> Iterator[FileRow]:
         """The contents of media whose files should exist, in byte order of `content_path`."""
@@ -318,6 +336,10 @@ class _Tables:
     def path(self) -> str:
         """What sorts like the path: Synapse cuts all ids at the same places, and no server name holds a slash."""
         return f"{self.origin} || '/' || {self.filesystem_id}" if self.kind == "remote" else self.filesystem_id
+
+    def place(self, row: CachedMedia) -> tuple[str, str]:
+        """Where a row stands in the order of `path` and media id."""
+        return f"{row.origin}/{row.filesystem_id}" if self.kind == "remote" else row.filesystem_id, row.media_id
 
     @property
     def join(self) -> str:

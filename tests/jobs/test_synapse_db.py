@@ -16,6 +16,7 @@ from typing import Any
 import psycopg2
 import pytest
 
+from storage_provider import synapse_db
 from storage_provider.cache_db import CachedMedia
 from storage_provider.database import DatabaseArguments
 from storage_provider.errors import SynapseDbError
@@ -408,6 +409,20 @@ class TestPathOrder:
         of_local, of_remote = list(zip(names, (1, 2, 0), strict=True)), list(zip(names, (11, 12, 10), strict=True))
         assert found == [of_local, [], [], [], [], of_remote]
 
+    def test_is_the_same_however_many_are_read_at_a_time(
+        self, synapse_database: SynapseDatabase, database: SynapseDb, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        for row in fill(synapse_database):
+            for kind in [(640, 480, "image/png", "scale"), (32, 32, "image/png", "crop")]:
+                synapse_database.add_thumbnail(row.origin, row.media_id, *kind, 5)
+        # Two rows that have one path.
+        for media_id in ("one", "two"):
+            synapse_database.add_remote("b.org", media_id, "shared")
+        at_once = list(database.media_in_path_order())
+        for number in (1, 7):
+            monkeypatch.setattr(synapse_db, "_MEDIA_AT_A_TIME", number)
+            assert list(database.media_in_path_order()) == at_once
+
     def test_leaves_out_what_has_no_file(self, synapse_database: SynapseDatabase, database: SynapseDb) -> None:
         synapse_database.add_local("awaited", media_length=None)
         synapse_database.add_local("preview", url_cache="https://example.org")
@@ -440,7 +455,10 @@ class TestPathOrder:
 
 @on_each_database_to_alter
 class TestOtherSchemas:
-    def test_is_kept_where_the_columns_sort_otherwise(self, synapse_database: SynapseDatabase) -> None:
+    def test_is_kept_where_the_columns_sort_otherwise(
+        self, synapse_database: SynapseDatabase, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(synapse_db, "_MEDIA_AT_A_TIME", 5)
         rows = fill(synapse_database)
         remote_ids = "SELECT filesystem_id FROM remote_media_cache ORDER BY filesystem_id"
         if synapse_database.is_postgres:
@@ -631,6 +649,18 @@ class TestPostgres:
             assert list(database._database.stream(slow, ())) == [(1,)]
             with pytest.raises(SynapseDbError, match="timeout"):
                 database._database.query(slow, ())
+
+    @on_postgres_to_alter
+    def test_can_be_upgraded_while_somebody_works_on_media_in_path_order(
+        self, synapse_database: SynapseDatabase, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(synapse_db, "_MEDIA_AT_A_TIME", 5)
+        rows = fill(synapse_database)
+        with connect(synapse_database.arguments) as database:
+            media = database.media_in_path_order()
+            next(media)
+            synapse_database.execute("SET lock_timeout = '1s'; ALTER TABLE local_media_repository ADD COLUMN more INT")
+            assert len(list(media)) == len(rows) - 1
 
     @on_postgres
     def test_that_was_lost_between_two_questions_is_connected_anew(
