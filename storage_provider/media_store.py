@@ -211,14 +211,14 @@ class MediaStore:
         return True
 
     @contextlib.contextmanager
-    def create(self, path: str, mtime: float | None = None) -> Iterator[BinaryIO]:
+    def create(self, path: str) -> Iterator[TemporaryFile]:
         """A temporary file that is put in place, whole, when the block ends without an error.
 
         Raises `FileExistsError` where there is a file already: it never replaces one.
         """
         with self.temporary_file(path) as temporary:
-            yield temporary.file
-            temporary.place(path, mtime)
+            yield temporary
+            temporary.place(path)
 
     def temporary_file(self, path: str) -> TemporaryFile:
         """A new file for a path, which has no place in the store yet.

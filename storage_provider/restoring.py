@@ -93,10 +93,21 @@ class Restore:
                 continue
             for file in files:
                 try:
-                    if all(self.store.state(path) is None for path in file.paths):
-                        yield file
+                    sizes = self._sizes_on_disk(file)
                 except (UnsafePath, OSError) as error:
                     yield Failed(file.paths[0], f"refused: {error}")
+                    continue
+                if not sizes:
+                    yield file
+                elif file.length not in sizes.values():
+                    path, size = next(iter(sizes.items()))
+                    said = f"it has {size} bytes, the database says {file.length}"
+                    yield Failed(path, f"is on disk, but damaged: {said}; remove it to have it restored")
+
+    def _sizes_on_disk(self, file: _Wanted) -> dict[str, int]:
+        """The bytes of what there is on disk, by path."""
+        states = ((path, self.store.state(path)) for path in file.paths)
+        return {path: state.size for path, state in states if state is not None}
 
     def _fetch(self, threads: ThreadPoolExecutor, round_: list[_Wanted]) -> Iterator[Event]:
         running: dict[Future[Event | None], _Wanted] = {

@@ -263,8 +263,10 @@ def download(
     another one (`FileExistsError`). Raises `Damaged` when the content has not the length or SHA-256
     given, and `NoLongerWanted` when it is not, right before it would appear.
     """
-    with store.create(path, used_ms / 1000) as target:
-        size = fetch(backend, path, target, bandwidth, length=length, sha256=sha256)
+    with store.create(path) as new:
+        size = fetch(backend, path, new.file, bandwidth, length=length, sha256=sha256)
+        # It may take seconds, in which the database may change its mind.
+        new.sync(used_ms / 1000)
         if not is_wanted():
             raise NoLongerWanted
     return size

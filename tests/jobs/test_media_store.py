@@ -339,16 +339,16 @@ class TestSymbolicLinks:
         self.plant(store, outside, path, level)
         (outside / path).unlink()
         before = everything_in(outside)
-        with pytest.raises(OSError), store.create(path) as file:
-            file.write(b"secret")
+        with pytest.raises(OSError), store.create(path) as new:
+            new.file.write(b"secret")
         assert everything_in(outside) == before
 
     def test_for_our_own_directory_are_not_followed(self, store: MediaStore, outside: Path) -> None:
         (store.root / OWN_DIRECTORY).symlink_to(outside)
         (outside / "tmp").mkdir()
         before = everything_in(outside)
-        with pytest.raises(OSError), store.create(PATHS[0]) as file:
-            file.write(b"secret")
+        with pytest.raises(OSError), store.create(PATHS[0]) as new:
+            new.file.write(b"secret")
         with pytest.raises(OSError), store.lock("x"):
             pass
         with pytest.raises(OSError):
@@ -430,23 +430,24 @@ def everything_in_path(path: str) -> set[str]:
 class TestCreating:
     @pytest.mark.parametrize("path", PATHS)
     def test_puts_a_whole_file_in_place_at_the_end(self, store: MediaStore, path: str) -> None:
-        with store.create(path) as file:
-            file.write(b"one ")
-            file.flush()
+        with store.create(path) as new:
+            new.file.write(b"one ")
+            new.file.flush()
             assert store.state(path) is None
-            file.write(b"two")
+            new.file.write(b"two")
         assert (store.root / path).read_bytes() == b"one two"
         assert list((store.root / OWN_DIRECTORY / "tmp").iterdir()) == []
 
     def test_can_be_read_again_before_the_end(self, store: MediaStore) -> None:
-        with store.create(PATHS[0]) as file:
-            file.write(b"check me")
-            file.seek(0)
-            assert file.read() == b"check me"
+        with store.create(PATHS[0]) as new:
+            new.file.write(b"check me")
+            new.file.seek(0)
+            assert new.file.read() == b"check me"
 
     def test_sets_the_time(self, store: MediaStore) -> None:
-        with store.create(PATHS[0], 1_600_000_000.5) as file:
-            file.write(b"x")
+        with store.create(PATHS[0]) as new:
+            new.file.write(b"x")
+            new.sync(1_600_000_000.5)
         assert state_of(store, PATHS[0]).mtime_ns == 1_600_000_000_500_000_000
 
     def test_is_on_the_disk_before_it_has_its_name(self, store: MediaStore, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -465,8 +466,8 @@ class TestCreating:
 
         monkeypatch.setattr(os, "fsync", synced)
         monkeypatch.setattr(os, "link", linked)
-        with store.create(PATHS[0]) as file:
-            file.write(b"12345")
+        with store.create(PATHS[0]) as new:
+            new.file.write(b"12345")
         assert order == ["fsync 5", "link"]
 
     def test_a_directory_that_nfs_calls_stale_is_opened_again(
@@ -483,21 +484,21 @@ class TestCreating:
             link(*args, **kwargs)
 
         monkeypatch.setattr(os, "link", fail_once)
-        with store.create(PATHS[0]) as file:
-            file.write(b"content")
+        with store.create(PATHS[0]) as new:
+            new.file.write(b"content")
         assert (store.root / PATHS[0]).read_bytes() == b"content"
         assert not errors
 
     def test_never_replaces_a_file(self, store: MediaStore) -> None:
         write(store, PATHS[0], b"first")
-        with pytest.raises(FileExistsError), store.create(PATHS[0]) as file:
-            file.write(b"second")
+        with pytest.raises(FileExistsError), store.create(PATHS[0]) as new:
+            new.file.write(b"second")
         assert (store.root / PATHS[0]).read_bytes() == b"first"
         assert list((store.root / OWN_DIRECTORY / "tmp").iterdir()) == []
 
     def test_leaves_nothing_after_an_error(self, store: MediaStore) -> None:
-        with pytest.raises(ZeroDivisionError), store.create(PATHS[0]) as file:
-            file.write(b"x")
+        with pytest.raises(ZeroDivisionError), store.create(PATHS[0]) as new:
+            new.file.write(b"x")
             raise ZeroDivisionError
         assert everything_in(store.root) - {"local_content"} == {OWN_DIRECTORY, f"{OWN_DIRECTORY}/tmp"}
 
@@ -506,8 +507,8 @@ class TestCreating:
 
         def create(number: int) -> bool:
             try:
-                with store.create(PATHS[0]) as file:
-                    file.write(b"%d" % number * 1000)
+                with store.create(PATHS[0]) as new:
+                    new.file.write(b"%d" % number * 1000)
                     barrier.wait()
             except FileExistsError:
                 return False
@@ -521,8 +522,8 @@ class TestCreating:
     def test_stands_others_that_prune_the_same_directories(self, store: MediaStore) -> None:
         def create_and_remove(path: str) -> None:
             for _ in range(300):
-                with store.create(path) as file:
-                    file.write(b"x")
+                with store.create(path) as new:
+                    new.file.write(b"x")
                 assert store.remove(path, state_of(store, path))
 
         paths = ["local_content/ab/cd/efgh", "local_content/ab/cd/ijkl", "local_content/ab/ef/ghij"]
@@ -534,8 +535,8 @@ class TestCreating:
     @pytest.mark.skipif(os.geteuid() != 0, reason="only root creates for somebody else")
     def test_by_root_belongs_to_the_owner_of_the_store(self, store: MediaStore) -> None:
         os.chown(store.root, 12345, 54321)
-        with store.create(PATHS[2]) as file:
-            file.write(b"x")
+        with store.create(PATHS[2]) as new:
+            new.file.write(b"x")
         with store.lock("job"):
             pass
         store.set_offloaded_before(1)
@@ -591,7 +592,7 @@ class TestReplacing:
 
 
 class TestTemporaryFiles:
-    CREATE = "with store.create('local_content/ab/cd/efgh') as file: file.write(b'x'); wait()"
+    CREATE = "with store.create('local_content/ab/cd/efgh') as new: new.file.write(b'x'); wait()"
 
     @named
     def test_of_killed_processes_are_removed(self, store: MediaStore) -> None:
@@ -607,8 +608,8 @@ class TestTemporaryFiles:
 
     @both_ways
     def test_in_use_stay(self, store: MediaStore) -> None:
-        with store.create(PATHS[0]) as file:
-            file.write(b"x")
+        with store.create(PATHS[0]) as new:
+            new.file.write(b"x")
             assert store.remove_stale_temporary_files() == 0
         assert (store.root / PATHS[0]).read_bytes() == b"x"
 
@@ -626,8 +627,8 @@ class TestTemporaryFiles:
             flock(file, operation)
 
         monkeypatch.setattr(fcntl, "flock", late)
-        with store.create(PATHS[0]) as file:
-            file.write(b"x")
+        with store.create(PATHS[0]) as new:
+            new.file.write(b"x")
         assert removed == [1]
         assert (store.root / PATHS[0]).read_bytes() == b"x"
 
@@ -636,8 +637,8 @@ class TestTemporaryFiles:
         mounted.mkdir()
         subprocess.run(["mount", "--bind", small_disk, mounted], check=True)
         try:
-            with store.create(PATHS[2]) as file:
-                file.write(b"x")
+            with store.create(PATHS[2]) as new:
+                new.file.write(b"x")
             assert (store.root / PATHS[2]).read_bytes() == b"x"
         finally:
             subprocess.run(["umount", mounted], check=True)
@@ -654,8 +655,8 @@ class TestTemporaryFiles:
             return function(path, flags, *args, **kwargs)
 
         monkeypatch.setattr(os, refused, refuse)
-        with store.create(PATHS[0]) as file:
-            file.write(b"x")
+        with store.create(PATHS[0]) as new:
+            new.file.write(b"x")
             assert len(list((store.root / OWN_DIRECTORY / "tmp").iterdir())) == 1
         assert (store.root / PATHS[0]).read_bytes() == b"x"
 

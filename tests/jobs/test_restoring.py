@@ -41,7 +41,8 @@ def test_all_comes_back_and_nothing_is_overwritten(site: MediaSite) -> None:
     site.add_some(6)
     before = offload(site)
     path = next(iter(before))
-    site.write(path, b"what is on disk is left alone")
+    other = site.content(len(before[path]))
+    site.write(path, other)
     done = site.run("restore", "--all")
     assert done.lines == [
         f"Restored {len(before) - 1} files",
@@ -49,7 +50,7 @@ def test_all_comes_back_and_nothing_is_overwritten(site: MediaSite) -> None:
         "Missing 0 files",
         "Failed 0 files",
     ]
-    assert site.files() == before | {path: b"what is on disk is left alone"}
+    assert site.files() == before | {path: other}
     # A second run finds nothing to do.
     site.proxy.forget()
     assert site.run("restore", "--all").lines[0] == "Restored 0 files"
@@ -90,6 +91,23 @@ def test_wrong_length_or_sha256_is_refused(site: MediaSite) -> None:
     assert f"failed: {other}: the object has not the SHA-256 that the database knows" in done.err
     assert f"not in the bucket: {missing}" in done.err
     assert site.files() == {fine: before[fine]}
+
+
+@QUICKLY
+def test_damaged_file_on_disk_is_told_and_left_alone(site: MediaSite) -> None:
+    emptied, whole = site.add_local("EmptiedMedia"), site.add_local("WholeMedia")
+    thumbnails = {"32-32-image-png-crop": b"thumbnail"}
+    site.add_remote("a.org", "there", "FsidThere", thumbnails=thumbnails)
+    before = offload(site)
+    thumbnail = next(path for path in before if "thumbnail" in path)
+    found = {emptied: b"", thumbnail: b"thumb"}
+    for path, content in found.items():
+        site.write(path, content)
+    done = site.run("restore", "--all", "--json", status=1)
+    assert (done.values["restored_files"], done.values["failed"]) == (2, 2)
+    assert f"failed: {emptied}: is on disk, but damaged: it has 0 bytes, the database says 3000" in done.err
+    assert f"failed: {thumbnail}: is on disk, but damaged: it has 5 bytes, the database says 9" in done.err
+    assert site.files() == before | found and whole in before
 
 
 @QUICKLY

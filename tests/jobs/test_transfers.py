@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -15,10 +16,21 @@ from backends.base import Backend, ObjectInfo
 from backends.errors import AccessDenied, BackendError, BackendUnavailable, ObjectNotFound, RequestRejected
 from storage_provider.media_store import MediaStore
 from storage_provider.synapse_db import MediaFacts
-from storage_provider.transfers import Bandwidth, BucketFails, Digest, Failures, Stopped, etag_proves, fits, run_at_once
+from storage_provider.transfers import (
+    Bandwidth,
+    BucketFails,
+    Digest,
+    Failures,
+    Stopped,
+    download,
+    etag_proves,
+    fits,
+    run_at_once,
+)
 from tests.jobs.memory_backend import MemoryBackend
 
 PATH = "local_content/Ab/cd/Efgh"
+UNBOUND = Bandwidth(None, threading.Event())
 THUMBNAIL = "32-32-image-png-crop"
 THUMBNAIL_PATH = f"local_thumbnails/Ab/cd/Efgh/{THUMBNAIL}"
 
@@ -112,6 +124,24 @@ def test_objects_that_may_not_be_read_excuse_no_other_failure(other: BackendErro
     with pytest.raises(BucketFails):
         count(failures, refusal, 1, backend)
     assert backend.calls == []
+
+
+def test_download_is_on_the_disk_when_it_is_asked_whether_it_is_wanted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    backend = MemoryBackend()
+    backend.objects[PATH] = b"content"
+    done: list[str] = []
+    monkeypatch.setattr(os, "fsync", lambda _descriptor: done.append("synced"))
+
+    def is_wanted() -> bool:
+        done.append("asked")
+        return True
+
+    known: dict[str, Any] = {"length": 7, "sha256": None, "used_ms": 1_600_000_000_500}
+    assert download(backend, MediaStore(tmp_path), PATH, UNBOUND, is_wanted=is_wanted, **known) == 7
+    assert done == ["synced", "asked"]
+    assert (tmp_path / PATH).stat().st_mtime == 1_600_000_000.5
 
 
 def in_parts(content: bytes, size: int) -> str:

@@ -708,8 +708,8 @@ def test_a_file_that_the_background_puts_there_while_synapse_asks_is_taken_away(
     paths = world.downloads.paths
     assert paths._begin_changes([PATH]) == [PATH]
     fetching = world.begin_fetch()
-    with world.store.create(PATH) as file:
-        file.write(LARGE)
+    with world.store.create(PATH) as new:
+        new.file.write(LARGE)
     placed = world.store.state(PATH)
     assert not fetching.called
     assert world.bucket.opened == []
