@@ -51,7 +51,7 @@ def update_db(output: Output, duration: timedelta, config_paths: tuple[Path, ...
 def check_deleted(output: Output, base_path: Path, cache_db: Path) -> None:
     """Compare cache.db with the media store at BASE_PATH."""
     with _guarded(), CacheDb(cache_db) as cache:
-        cli_runs.check_deleted(output, cache, cli_runs.open_store(base_path))
+        sys.exit(cli_runs.check_deleted(output, cache, cli_runs.open_store(base_path)))
 
 
 @main.command("update")
@@ -65,7 +65,7 @@ def update(
     """Do update-db and check-deleted."""
     with _guarded(), CacheDb(cache_db) as cache:
         cli_runs.update(output, cache, duration, cli_runs.old_database(config_paths), config_paths)
-        cli_runs.check_deleted(output, cache, cli_runs.open_store(base_path))
+        sys.exit(cli_runs.check_deleted(output, cache, cli_runs.open_store(base_path)))
 
 
 @main.command("write")

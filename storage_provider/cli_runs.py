@@ -223,22 +223,35 @@ def update(
     output.line("Synced", added, "new rows")
 
 
-def check_deleted(output: Output, cache: CacheDb, store: MediaStore) -> None:
-    """Bring cache.db up to date with what is on disk."""
-    total = cache.count_undeleted()
+def check_deleted(output: Output, cache: CacheDb, store: MediaStore) -> int:
+    """Bring cache.db up to date with what is on disk; returns the exit code."""
+    total = _count_undeleted(cache, store)
     if not output.progress:
         output.line("Checking on ", total, " undeleted files")
-    back = deleted = 0
+    back = deleted = failed = 0
     with output.bar(total) as bar:
         for entries in in_batches(candidates(store, cache), 1000):
             gone = [entry.row for entry in entries if isinstance(entry, NotOnDisk)]
             cache.mark_deleted(gone)
             deleted += len(gone)
             back += sum(1 for entry in entries if isinstance(entry, OnDisk) and entry.is_back)
+            for entry in entries:
+                if isinstance(entry, Failed):
+                    failed += 1
+                    output.complain(f"failed: {entry.path}: {entry.reason}")
             bar.advance(len(entries))
     if back:
         output.complain(f"{back} media that had been deleted are on disk again")
     output.line("Updated", deleted, "as deleted")
+    return SOME_FAILED if failed else DONE
+
+
+def _count_undeleted(cache: CacheDb, store: MediaStore) -> int:
+    """The media that cache.db takes to be on disk. Raises `MediaStoreError` where all of it seems to be gone at once."""
+    total = cache.count_undeleted()
+    if total:
+        store.check_is_mounted()
+    return total
 
 
 def offload(
@@ -251,8 +264,8 @@ def offload(
     limit: int | None = None,
 ) -> int:
     """Send and delete; returns the exit code."""
+    total = _count_undeleted(cache, run.store)
     run.check_bucket()
-    total = cache.count_undeleted()
     if not run.output.progress:
         run.output.line("Uploading ", total, " files")
     job = Offload(

@@ -97,6 +97,20 @@ class MediaStore:
             link = self.root / links[0]
             raise MediaStoreError(f"{link} is a symbolic link, and links are not followed: mount the directory there")
 
+    def check_is_mounted(self) -> None:
+        """Refuse a directory without any of those below which Synapse keeps media, as they stay when the media is gone.
+
+        Raises `MediaStoreError`.
+        """
+        with self.directory(()) as root:
+            names = names_in(root, os.DirEntry.is_dir)
+        if not any(f"{name}/" in MEDIA_ROOTS for name in names):
+            roots = ", ".join(name.rstrip("/") for name in MEDIA_ROOTS)
+            raise MediaStoreError(
+                f"{self.root} is expected to hold media, but has none of the directories {roots}: see that it is the "
+                f"media store and that it is mounted, or make {MEDIA_ROOTS[0].rstrip('/')} there if its media is gone"
+            )
+
     # --- reading ---
 
     def state(self, path: str) -> FileState | None:

@@ -6,6 +6,7 @@ import fcntl
 import json
 import os
 import resource
+import shutil
 import sqlite3
 import stat
 import struct
@@ -218,6 +219,38 @@ def test_region_is_that_of_the_environment_or_of_the_option(site: MediaSite) -> 
         # Credential=access key/date/region/service/aws4_request
         scopes = [request.headers["authorization"].partition(",")[0].split("/") for request in site.proxy.requests]
         assert {scope[2] for scope in scopes} == {region}
+
+
+@QUICKLY
+def test_media_store_that_is_not_mounted_is_2_and_nothing_is_taken_for_deleted(site: MediaSite) -> None:
+    site.add_some(3)
+    site.write_homeserver_yaml()
+    before = site.sync().values["uploaded_files"]
+    site.store.rename(site.directory / "unmounted")
+    site.store.mkdir()
+    for command in (("check-deleted", "store"), ("update", "store", "0d"), ("upload",), ("sync", "--delete")):
+        refused = site.run(*command, status=2)
+        assert "store is expected to hold media" in refused.err and refused.err.count("\n") == 1
+    shutil.rmtree(site.store)
+    (site.directory / "unmounted").rename(site.store)
+    assert site.sync("--delete").values["proofs"] == {"put": before}
+    # All has been removed: by this software, which leaves some directories, or by the older one, which leaves none.
+    site.run("check-deleted", "store")
+    shutil.rmtree(site.store)
+    site.store.mkdir()
+    site.run("check-deleted", "store")
+
+
+@QUICKLY
+def test_what_cannot_be_looked_for_is_told_by_check_deleted(site: MediaSite) -> None:
+    make_old_cache(
+        site, ("", "AbcdEfgh", "AbcdEfgh", "local", False), ("a.org", "r", "Fsid/../../Fsid", "remote", False)
+    )
+    (site.store / "local_content").mkdir()
+    done = site.run("check-deleted", "store", status=1)
+    assert done.err.startswith("failed: a.org r: refused: ") and done.err.count("\n") == 1
+    assert done.lines[-1] == "Updated 1 as deleted"
+    assert cached(site) == {"AbcdEfgh": True, "r": False}
 
 
 # --- wrong use ---
@@ -560,6 +593,7 @@ def fill_disk(disk: Path, leave: int) -> None:
 
 @QUICKLY
 def test_output_that_cannot_be_written_is_told(site: MediaSite) -> None:
+    (site.store / "local_content").mkdir()
     make_old_cache(site, *(("", f"Media{index:06}", f"Media{index:06}", "local", False) for index in range(3000)))
     assert "No space left" in site.run("write", "/dev/full", status=3).err
     with Path("/dev/full").open("w") as full:

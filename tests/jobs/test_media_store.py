@@ -810,3 +810,11 @@ class TestCheck:
         for name in ("missing", "file"):
             with pytest.raises(MediaStoreError, match=name):
                 MediaStore(tmp_path / name).check()
+
+    def test_tells_a_store_without_media_from_a_directory_where_none_is_mounted(self, store: MediaStore) -> None:
+        (store.root / "lost+found").mkdir()
+        store.set_offloaded_before(1)
+        with pytest.raises(MediaStoreError, match=r"local_content.*mounted"):
+            store.check_is_mounted()
+        (store.root / "remote_thumbnail").mkdir()
+        store.check_is_mounted()
