@@ -27,6 +27,11 @@ _Result = TypeVar("_Result")
 
 _CHUNK = 1 << 20
 
+# So long a reader waits at most for its turn where the bandwidth is bounded, however many there are.
+_LONGEST_WAIT_SECONDS = 10
+_MOST_WORKERS = 256
+_SMALLEST_STEP = 4 << 10
+
 # Sizes of the parts with which this software, its ancestors and other tools upload.
 _PART_SIZES = (8 << 20, 5 << 20)
 
@@ -135,6 +140,8 @@ class Bandwidth:
     """Holds threads back so that together they move no more than a number of bytes a second."""
 
     def __init__(self, bytes_per_second: int | None, stop: threading.Event) -> None:
+        self.step = _CHUNK if bytes_per_second is None else _step(bytes_per_second)
+        """The bytes of an object to read at a time: a server takes a connection for dead that nobody reads from."""
         self._rate = bytes_per_second
         self._stop = stop
         self._lock = threading.Lock()
@@ -155,6 +162,10 @@ class Bandwidth:
             time.sleep(starts - now)
         elif self._stop.wait(starts - now):
             raise Stopped
+
+
+def _step(bytes_per_second: int) -> int:
+    return max(min(bytes_per_second * _LONGEST_WAIT_SECONDS // _MOST_WORKERS, _CHUNK), _SMALLEST_STEP)
 
 
 class _CheckedBody:
@@ -285,7 +296,7 @@ def fetch(
         if length is not None and size != length:
             raise Damaged(f"the object has {size} bytes, the database says {length}")
         is_begun = False
-        while chunk := reader.read(_CHUNK):
+        while chunk := reader.read(bandwidth.step):
             bandwidth.spend(len(chunk), is_begun=is_begun)
             is_begun = True
             if digest is not None:
@@ -381,7 +392,7 @@ def digest_of_object(backend: Backend, path: str, etag: str, bandwidth: Bandwidt
     with backend.open(path, if_match=etag or None) as reader:
 
         def chunks() -> Iterator[bytes]:
-            while chunk := reader.read(_CHUNK):
+            while chunk := reader.read(bandwidth.step):
                 bandwidth.spend(len(chunk))
                 yield chunk
 

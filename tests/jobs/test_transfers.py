@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import os
 import threading
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -22,8 +24,10 @@ from storage_provider.transfers import (
     Digest,
     Failures,
     Stopped,
+    digest_of_object,
     download,
     etag_proves,
+    fetch,
     fits,
     run_at_once,
 )
@@ -70,6 +74,24 @@ def test_end_of_the_run_ends_the_waiting() -> None:
 def count(failures: Failures, error: BackendError, times: int, backend: Backend | None = None) -> None:
     for _ in range(times):
         failures.count(error, backend or MemoryBackend())
+
+
+@pytest.mark.parametrize("bytes_per_second", [110_000, 1_000_000, 1 << 30])
+def test_reader_of_an_object_waits_at_most_ten_seconds_for_its_turn(
+    bytes_per_second: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    backend = MemoryBackend()
+    backend.objects[PATH] = bytes(2 << 20)
+    monkeypatch.setattr(time, "sleep", lambda _seconds: None)
+
+    class Counts(Bandwidth):
+        def spend(self, size: int, *, is_begun: bool = False) -> None:
+            assert size * 256 / bytes_per_second <= 10
+            super().spend(size, is_begun=is_begun)
+
+    bandwidth = Counts(bytes_per_second, Waits())
+    digest_of_object(backend, PATH, "", bandwidth)
+    assert fetch(backend, PATH, io.BytesIO(), bandwidth, length=None, sha256=None) == 2 << 20
 
 
 @pytest.mark.parametrize("kind", [BackendUnavailable, AccessDenied])
