@@ -154,10 +154,16 @@ class Bandwidth:
         """
         if self._rate is None:
             return
+        # In small steps, so that those who read objects take their turns between those of a large upload.
+        for start in range(0, size, self.step):
+            self._wait(min(self.step, size - start) / self._rate, is_begun)
+
+    def _wait(self, seconds: float, is_begun: bool) -> None:
+        """Wait for a turn of so many seconds to begin."""
         with self._lock:
             now = time.monotonic()
             starts = max(self._free_at, now)
-            self._free_at = starts + size / self._rate
+            self._free_at = starts + seconds
         if is_begun:
             time.sleep(starts - now)
         elif self._stop.wait(starts - now):

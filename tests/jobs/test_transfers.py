@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import io
+import itertools
 import os
 import threading
 import time
@@ -56,8 +57,8 @@ def test_bandwidth_spreads_bytes_over_time() -> None:
     waits = Waits()
     bandwidth = Bandwidth(1000, waits)
     for _ in range(4):
-        bandwidth.spend(500_000)
-    assert [round(seconds, -1) for seconds in waits.seconds] == [0, 500, 1000, 1500]
+        bandwidth.spend(4000)
+    assert [round(seconds) for seconds in waits.seconds] == [0, 4, 8, 12]
 
 
 def test_bandwidth_without_a_bound_waits_for_nothing() -> None:
@@ -74,6 +75,14 @@ def test_end_of_the_run_ends_the_waiting() -> None:
 def count(failures: Failures, error: BackendError, times: int, backend: Backend | None = None) -> None:
     for _ in range(times):
         failures.count(error, backend or MemoryBackend())
+
+
+def test_large_upload_lets_readers_take_turns_with_it() -> None:
+    waits = Waits()
+    Bandwidth(1_000_000, waits).spend(8 << 20)
+    turns = [after - before for before, after in itertools.pairwise(waits.seconds)]
+    assert max(turns) * 256 <= 10
+    assert round(waits.seconds[-1]) == 8
 
 
 @pytest.mark.parametrize("bytes_per_second", [110_000, 1_000_000, 1 << 30])
