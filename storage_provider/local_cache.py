@@ -94,10 +94,14 @@ class LocalCache:
 
         A store that holds media has been without this cache so far: what was unused until now stays
         where it is. An empty one has lost its disk, or is new: all may come back, also when the first
-        restore is interrupted.
+        restore is interrupted. A moment that lies in the future, by a clock that was ahead once, is
+        replaced: until then nothing would come back.
         """
-        if self._store.offloaded_before() is None:
+        before = self._store.offloaded_before()
+        if before is None:
             self._store.set_offloaded_before(self._now() if self._store.holds_media() else 0)
+        elif before > self._now() + _DAY_MS:
+            self._store.set_offloaded_before(self._now())
 
     def run_pass(self, *, is_full: bool = False) -> PassReport:
         """Scan, evict, restore, heal; `is_full` tells that `max_size` has kept something away since the last pass.

@@ -163,6 +163,17 @@ def test_upgrade_fetches_nothing(site: CacheSite) -> None:
 
 
 @on_sqlite
+def test_stamp_of_a_clock_that_was_ahead_keeps_nothing_away_that_is_used_from_now_on(site: CacheSite) -> None:
+    site.store.set_offloaded_before(site.clock_ms + 365 * DAY)
+    site.run_pass()
+    assert site.store.offloaded_before() == site.clock_ms
+    site.add("OldMedia", b"content", age=HOUR, on_disk=False)
+    used = site.add("UsedMedia", b"content", on_disk=False)
+    site.run_pass()
+    assert list(site.files()) == [used]
+
+
+@on_sqlite
 def test_interrupted_first_restore_goes_on_in_the_next_process(site: CacheSite) -> None:
     before = fill(site, 10)
     wipe(site)
