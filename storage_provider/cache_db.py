@@ -256,6 +256,13 @@ class CacheDb:
         if len(self._new_proofs) >= _PAGE_ROWS:
             self.flush()
 
+    def forget_proofs(self, paths: Iterable[str]) -> None:
+        """Drop what was proved of the files with these paths, since the contrary has been seen."""
+        paths = list(paths)
+        for path in paths:
+            self._new_proofs.pop(path, None)
+        self._write("DELETE FROM proofs WHERE path = ?", ((path,) for path in paths))
+
     def flush(self) -> None:
         """Write the proofs that wait."""
         proofs, self._new_proofs = self._new_proofs, {}

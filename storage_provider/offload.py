@@ -436,12 +436,17 @@ class Offload:
 
     def _record(self, round_: list[_Media]) -> None:
         """Keep what was expensive to find out, for files that stay and for the run that deletes."""
-        proofs = []
+        proofs, disproved = [], []
         for file in (file for media in round_ for file in media.files if not file.is_removed):
             proof = _lasting_proof(file)
             if proof is not None and proof != file.recorded:
                 proofs.append(proof)
+            elif file.recorded is not None and file.is_done:
+                # It differs from its object, though ETag, size and time are the old ones: one of them rots on its disk.
+                disproved.append(file.path)
         self.cache.record_proofs(proofs)
+        if disproved:
+            self.cache.forget_proofs(disproved)
 
     # --- deleting ---
 

@@ -250,6 +250,18 @@ class TestProofs:
             assert cache.proofs([self.PATH]) == {self.PATH: newer}
 
     @pytest.mark.parametrize("flushed", [True, False])
+    def test_are_gone_when_they_are_disproved(self, path: Path, flushed: bool) -> None:
+        other = Proof("local_content/ot/he/r", "etag", 6, 7, "read")
+        with CacheDb(path) as cache:
+            cache.record_proofs([self.PROOF, other])
+            if flushed:
+                cache.flush()
+            cache.forget_proofs([self.PATH])
+            assert cache.proofs([self.PATH, other.path]) == {other.path: other}
+        with CacheDb(path) as cache:
+            assert cache.proofs([self.PATH, other.path]) == {other.path: other}
+
+    @pytest.mark.parametrize("flushed", [True, False])
     @pytest.mark.parametrize("method", ["mark_deleted", "forget"])
     def test_go_with_the_files(self, path: Path, method: str, flushed: bool) -> None:
         neighbour = Media("", LOCAL.filesystem_id + "-x")

@@ -432,6 +432,22 @@ def test_what_was_sent_and_found_wrong_is_not_proved_by_having_been_sent(site: M
     assert site.files() == before
 
 
+@QUICKLY
+def test_what_reading_back_has_disproved_is_not_proved_any_more_by_an_earlier_run(site: MediaSite) -> None:
+    path = site.add_local("SomeMedia", sha256=None)
+    before = site.files()
+    bucket = MemoryBackend(opaque_etags=True)
+    # It has rotted in the bucket, whose disk does not notice.
+    bucket.objects[path] = bytes(len(before[path]))
+    mtime_ns = (site.store / path).stat().st_mtime_ns
+    with CacheDb(site.directory / "cache.db") as cache:
+        cache.record_proofs([Proof(path, "opaque", len(before[path]), mtime_ns, "read")])
+    differ = ["file and object differ, and both could be right by Synapse's database"]
+    for verify in (Verify.FULL, Verify.PROOF):
+        assert failures(offloaded(site, bucket, verify=verify)) == differ
+    assert site.files() == before
+
+
 @pytest.mark.parametrize(
     ("s3_server", "synapse_database", "backend"),
     [pytest.param("minio-https", "sqlite", "minio", marks=pytest.mark.servers)],
