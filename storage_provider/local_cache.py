@@ -80,7 +80,7 @@ class LocalCache:
         self._clock = clock
         self._in_vain = PathMarks()
         self._in_vain_since = self._now()
-        self._listing_began: int | None = None
+        self._listing_broke_off: int | None = None
         self.scan_seconds = 0.0
         """How long the last comparison of database and disk took, of the pass under way if there is one."""
 
@@ -157,9 +157,10 @@ class LocalCache:
             self._restore(work, scan)
             mend_files(work, scan.damaged)
             if scan.holds_settled_files and self._listing_is_due(work.now):
-                self._listing_began = work.now
+                self._listing_broke_off = work.now
                 mend_objects(work)
                 work.check_stop()
+                self._listing_broke_off = None
                 store.set_listed_at(work.now)
         report.kept.files += report.restored.files - report.evicted.files
         report.kept.size += report.restored.size - report.evicted.size
@@ -203,10 +204,10 @@ class LocalCache:
         return int(self._clock() * 1000)
 
     def _listing_is_due(self, now: int) -> bool:
-        """Once a day, and once an hour where it was not completed."""
-        return not _was_within(_DAY_MS, self._store.listed_at(), now) and not _was_within(
-            _HOUR_MS, self._listing_began, now
-        )
+        """Once a day, or an hour after one that broke off."""
+        if _was_within(_HOUR_MS, self._listing_broke_off, now):
+            return False
+        return not _was_within(_DAY_MS, self._store.listed_at(), now)
 
 
 def _was_within(span: int, moment: int | None, now: int) -> bool:
