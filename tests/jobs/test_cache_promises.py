@@ -380,7 +380,8 @@ class SiteMachine(RuleBasedStateMachine):
 
         def read() -> None:
             self.touch(item)
-            self.read_in_pass.update(kept.path for kept in item.files if self.on_disk(kept.path) is not None)
+            # Also what this pass has just evicted: it has been used since, and may come back.
+            self.read_in_pass.update(kept.path for kept in item.files)
 
         surprise.act = read
 
@@ -424,7 +425,7 @@ class SiteMachine(RuleBasedStateMachine):
             self.gate.before = self.gate.after = lambda path: None
             assert self.in_use is None or self.on_disk(self.in_use) == in_use
             self.in_use = None
-            came_back = {path for path in self.evicted - before if self.on_disk(path) is not None}
+            came_back = {path for path in self.evicted - before - self.read_in_pass if self.on_disk(path) is not None}
             assert not came_back, "what was evicted was restored, though nobody had used it"
             self.evicted = (self.evicted | self.store.removed) - self.read_in_pass
 
