@@ -132,6 +132,11 @@ class _Media:
         return sum(file.sent is not None for file in self.files)
 
     @property
+    def unproved(self) -> list[_File]:
+        """The files that have yet to be proved, where they are to be removed."""
+        return [file for file in self.files if file.proof is None and not file.is_done]
+
+    @property
     def deleted(self) -> int:
         """So many files were removed."""
         return sum(file.is_removed for file in self.files)
@@ -201,11 +206,8 @@ class Offload:
     def _finish(self, threads: ThreadPoolExecutor, begun: _Begun) -> Iterator[Event]:
         yield from self._end_sending(threads, begun)
         if self.delete and not self._must_end():
-            # To prove is costly, and in vain for what is in use again.
-            unused, used = self._parted(begun.media)
-            yield from (_kept(file) for media in used for file in media.files if not file.is_done)
-            yield from self._prove(threads, unused)
-            yield from self._remove(unused)
+            yield from self._prove(threads, begun.media)
+            yield from self._remove(begun.media)
         self._record(begun.media)
         if self._left is not None:
             self._left -= sum(1 for media in begun.media if media.uploaded or media.deleted)
@@ -375,15 +377,13 @@ class Offload:
     # --- proving ---
 
     def _prove(self, threads: ThreadPoolExecutor, round_: list[_Media]) -> Iterator[Event]:
-        files = [file for media in round_ for file in media.files if not file.is_done]
-        self._look_up_sent([file for file in files if file.sent is not None])
-        recorded = self.cache.proofs(file.path for file in files if file.sent is None)
-        to_read = []
-        for file in files:
-            file.recorded = recorded.get(file.path)
-            file.proof = self._cheap_proof(file) if file.is_looked_up else None
-            if file.proof is None:
-                to_read.append(file)
+        self._prove_cheaply([file for media in round_ for file in media.files if not file.is_done])
+        # To read is costly, and in vain for what is in use again.
+        unused, used = self._parted([media for media in round_ if media.unproved])
+        for file in (file for media in used for file in media.files if not file.is_done):
+            file.proof = None
+            yield _kept(file)
+        to_read = [file for media in unused for file in media.unproved]
         differing: list[tuple[_File, Difference]] = []
         for file, outcome in self._outcomes(self._submit(threads, to_read, self._prove_by_reading)):
             if isinstance(outcome, Difference):
@@ -397,6 +397,13 @@ class Offload:
             yield Failed(file.path, "the object is not what was sent")
         # What replaces the object now is proved by the next run.
         yield from self._settle(threads, [(file, difference) for file, difference in differing if not file.sent])
+
+    def _prove_cheaply(self, files: Sequence[_File]) -> None:
+        self._look_up_sent([file for file in files if file.sent is not None])
+        recorded = self.cache.proofs(file.path for file in files if file.sent is None)
+        for file in files:
+            file.recorded = recorded.get(file.path)
+            file.proof = self._cheap_proof(file) if file.is_looked_up else None
 
     def _look_up_sent(self, files: Sequence[_File]) -> None:
         """See again what there is: a server may acknowledge what it does not keep."""
@@ -478,6 +485,8 @@ class Offload:
 
     def _parted(self, round_: Sequence[_Media]) -> tuple[list[_Media], list[_Media]]:
         """The media that is still unused, and the other."""
+        if not round_:
+            return [], []
         found: set[tuple[str, str]] = set()
         if self.database is not None and self.unused_before is not None:
             found = self.database.still_unused([media.row for media in round_], self.unused_before)
