@@ -368,6 +368,24 @@ def test_what_is_in_use_again_is_kept_without_reading_it(site: MediaSite, verify
 
 
 @QUICKLY
+def test_what_is_in_use_again_is_told_once_a_file_however_it_could_be_proved(site: MediaSite) -> None:
+    path = site.add_local("SomeMedia", thumbnails={"32-32-image-png-crop": b"thumbnail"})
+    before = site.files()
+    assert len(before) == 2
+    bucket = MemoryBackend(opaque_etags=True)
+    bucket.objects |= before
+    site.update()
+    mtime_ns = (site.store / path).stat().st_mtime_ns
+    with CacheDb(site.directory / "cache.db") as cache:
+        # The thumbnail has yet to be read.
+        cache.record_proofs([Proof(path, "opaque", len(before[path]), mtime_ns, "read")])
+    site.database.execute(USED, (now_ms() + 60_000, "SomeMedia"))
+    kept = [event.path for event in offloaded(site, bucket) if isinstance(event, offload.Kept)]
+    assert sorted(kept) == sorted(before)
+    assert site.files() == before
+
+
+@QUICKLY
 @pytest.mark.parametrize(("etag", "mtime_ns"), [("another", 1_000_000_000), ("opaque", 2_000_000_000)])
 def test_what_was_read_back_takes_the_place_of_an_older_proof(site: MediaSite, etag: str, mtime_ns: int) -> None:
     path = site.add_local("SomeMedia")
