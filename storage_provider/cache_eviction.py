@@ -8,14 +8,22 @@ from dataclasses import dataclass
 from enum import Enum, auto
 
 from backends.errors import ObjectNotFound
-from backends.settings import UNREADABLE_CLASSES
 from storage_provider.cache_pass import CachePass
 from storage_provider.cache_policy import EvictionPlan, space_of
 from storage_provider.directories import FileState
 from storage_provider.media_paths import MEDIA_ROOTS
 from storage_provider.reconcile import expected_files, reconcile
 from storage_provider.synapse_db import FileRow
-from storage_provider.transfers import Damaged, digest_of_file, digest_of_object, etag_proves, fits, run_at_once, upload
+from storage_provider.transfers import (
+    Damaged,
+    digest_of_file,
+    digest_of_object,
+    etag_proves,
+    fits,
+    is_archived,
+    run_at_once,
+    upload,
+)
 
 # The database and the bucket may change their minds after they were asked: little time lies between that and the end.
 _FILES_IN_A_ROUND = 200
@@ -91,7 +99,7 @@ def _compare(work: CachePass, candidate: _Candidate) -> _Finding | None:
         if work.heals and row.row.kind in work.stored and work.upload_if_right(path, row, state):
             return _Finding.OBJECT_UPLOADED
         raise
-    if info.storage_class in UNREADABLE_CLASSES:
+    if is_archived(info):
         raise Damaged(f"its object lies in the class {info.storage_class}, where it cannot be read at once")
     if info.size == state.size and etag_proves(work.store, path, info):
         return _Finding.SAME

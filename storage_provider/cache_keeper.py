@@ -63,7 +63,7 @@ class CacheKeeper:
             self._thread.start()
 
     def wake(self) -> None:
-        """Tell that `max_size` keeps files away: the next pass makes room, as early as the rest after the last one allows."""
+        """Tell that a limit keeps files away: the next pass makes room, as early as the rest after the last one allows."""
         with self._condition:
             self._is_woken = True
             self._condition.notify_all()

@@ -225,19 +225,19 @@ def _take_in(work: CachePass, scan: _Scan, since: int, entry: Entry) -> None:
         return
     size = file.state.size
     work.report.kept.add(space_of(size))
-    if row is None or row.quarantined or path in work.in_vain:
+    if row is None or row.quarantined:
         work.report.immovable.add(space_of(size))
-    if row is not None and not row.quarantined:
-        is_settled = file.placed_ms < work.young_since
-        scan.holds_settled_files |= is_settled
-        if path in work.in_vain:
-            return
-        # Also what may not be removed yet: in its stead, media would leave that was used later.
-        scan.ages.add(work.used(row), size)
-        if not is_settled:
-            return
-        if size != row.length and work.heals and len(scan.damaged) < _DAMAGED_FILES_IN_A_PASS:
-            scan.damaged.append(DamagedFile(path, row, file.state))
+        return
+    is_settled = file.placed_ms < work.young_since
+    scan.holds_settled_files |= is_settled
+    if path in work.in_vain:
+        work.report.immovable.add(space_of(size))
+        return
+    # Also what may not be removed yet: in its stead, media would leave that was used later.
+    scan.ages.add(work.used(row), size)
+    is_damaged = is_settled and size != row.length
+    if is_damaged and work.heals and len(scan.damaged) < _DAMAGED_FILES_IN_A_PASS:
+        scan.damaged.append(DamagedFile(path, row, file.state))
 
 
 def _refuse(work: CachePass, row: FileRow) -> None:

@@ -2,8 +2,8 @@
 
 Media is handled in rounds of bounded size. In each round: what is on disk is looked up in the
 listing, what is missing there is sent, and, where deletion is asked for, every file is proved
-against the bucket as it is after that, checked to be still unused, and removed. Media that is in use
-again before it is proved is left out. While a round is being finished, the next one is on its way.
+against the bucket as it is after that, checked to be still unused, and removed. What is in use again
+is not read for a proof. While a round is being finished, the next one is on its way.
 """
 
 from __future__ import annotations
@@ -18,7 +18,6 @@ from typing import TYPE_CHECKING, TypeVar
 
 from backends.base import Backend, ObjectInfo
 from backends.errors import BackendError, ObjectNotFound
-from backends.settings import UNREADABLE_CLASSES
 from storage_provider.cache_db import KINDS, CacheDb, CachedMedia, How, Proof
 from storage_provider.candidates import NotOnDisk, candidates
 from storage_provider.directories import FileState
@@ -38,6 +37,7 @@ from storage_provider.transfers import (
     digest_of_file,
     digest_of_object,
     etag_proves,
+    is_archived,
     known_sha256,
     reason,
     upload,
@@ -415,7 +415,7 @@ class Offload:
     def _cheap_proof(self, file: _File) -> str | None:
         """How the object is proved to be the file by what is known of it, or None."""
         info = file.info
-        if info is None or info.size != file.state.size or self.verify is Verify.FULL or _is_archived(info):
+        if info is None or info.size != file.state.size or self.verify is Verify.FULL or is_archived(info):
             return None
         if self.verify is Verify.SIZE:
             return "size"
@@ -433,7 +433,7 @@ class Offload:
         info = self._object(file)
         if info is None:
             return Failed(file.path, "the object is not in the bucket, though it was sent")
-        if _is_archived(info):
+        if is_archived(info):
             return Failed(file.path, f"the object is archived ({info.storage_class}) and cannot be read at once")
         if proof := self._cheap_proof(file):
             return proof
@@ -539,11 +539,6 @@ def _is_in_place(file: _File) -> bool:
     if file.info is None or file.sent is None:
         return False
     return (file.info.etag, file.info.size) == (file.sent.etag, file.sent.size)
-
-
-def _is_archived(info: ObjectInfo) -> bool:
-    """Whether the file is all that Synapse could serve at once, whatever proves that the object is the same."""
-    return info.storage_class in UNREADABLE_CLASSES
 
 
 def _lasting_proof(file: _File) -> Proof | None:

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, BinaryIO, Protocol, TypeVar, cast
 
 from backends.base import Backend, ObjectInfo
 from backends.errors import EXPIRED_CREDENTIALS, AccessDenied, BackendError, BucketNotFound
+from backends.settings import UNREADABLE_CLASSES
 from storage_provider.directories import FileState
 from storage_provider.media_paths import parse_path
 from storage_provider.media_store import MediaStore
@@ -371,6 +372,11 @@ def run_at_once(
             future.cancel()
         # What is begun is over when this is.
         wait(running)
+
+
+def is_archived(info: ObjectInfo) -> bool:
+    """Whether the file is all that Synapse could serve at once, whatever proves that the object is the same."""
+    return info.storage_class in UNREADABLE_CLASSES
 
 
 def etag_proves(store: MediaStore, path: str, info: ObjectInfo) -> bool:

@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from storage_provider.cache_policy import space_of
+from storage_provider.media_paths import Media, content_path
 from tests.bench import contestant
 from tests.bench.report import say
 from tests.provider.homeserver import Homeserver
@@ -144,8 +145,7 @@ class _Users:
             self.wrong += not is_right
 
     def _has(self, media_id: str) -> bool:
-        path = self.homeserver.media_store / "local_content" / media_id[:2] / media_id[2:4] / media_id[4:]
-        return path.exists()
+        return (self.homeserver.media_store / content_path(Media("", media_id))).exists()
 
 
 class _Watch:
