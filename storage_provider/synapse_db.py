@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+import time
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from types import TracebackType
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 from storage_provider.cache_db import CachedMedia, Kind
 from storage_provider.database import Database, DatabaseArguments, Row, open_database
@@ -17,6 +18,11 @@ _ROWS_A_QUERY = 400
 
 # The database sorts what is left each time; so many take some 10 MiB.
 _MEDIA_AT_A_TIME = 10_000
+
+# A comparison with the disk is over by then. Moving files takes hours, and PostgreSQL vacuums nothing meanwhile.
+_LONGEST_TRANSACTION_SECONDS = 60
+
+_Item = TypeVar("_Item")
 
 
 @dataclass(frozen=True)
@@ -84,9 +90,9 @@ def connect(arguments: DatabaseArguments) -> SynapseDb:
 class SynapseDb:
     """Synapse's media rows; a context manager that closes its connection.
 
-    An iterator streams over a connection of its own and shows the database as it was when it began;
-    its transaction lasts as long as it does, where nothing else is said. The other methods ask anew each time. They may be
-    called from many threads at once. Failures are `SynapseDbError`s.
+    An iterator streams over a connection of its own and shows the database as it was when it began; its transaction
+    lasts as long as it does, where nothing else is said. The other methods ask anew each time. They may be called from
+    many threads at once. Failures are `SynapseDbError`s.
     """
 
     def __init__(self, database: Database) -> None:
@@ -129,34 +135,33 @@ class SynapseDb:
         `origin` takes the media of one server only, `""` the local media. Uploads that are still
         awaited have no file and are left out.
 
-        Unlike the other iterators it has no transaction while somebody works on what it yields, be it for hours: it
-        reads many media at a time, each time as things are then.
+        It has no transaction while somebody works on what it yields, be it for hours: it reads many media at a time,
+        each time as things are then.
         """
         for tables, condition, arguments in _selected(used_since, origin):
             after: Row = ()
-            while media := list(self._media_after(after, tables, condition, arguments)):
+            while media := self._next_media(tables, condition, arguments, after):
                 yield from media
-                after = tables.place(media[-1].row)
+                after = _place(media[-1].row)
 
-    def _media_after(self, after: Row, tables: _Tables, condition: str, arguments: Row) -> Iterator[StoredMedia]:
+    def _next_media(self, tables: _Tables, condition: str, arguments: Row, place: Row) -> list[StoredMedia]:
         """The next media in path order, from the first one or after a place."""
-        order = self._database.byte_order
-        if after:
-            condition += f" AND (({tables.path}){order}, m.media_id{order}) > (?, ?)"
+        order = self._order((tables.path, "m.media_id"))
         sql = f"""
             WITH page AS (
-                SELECT m.* FROM {tables.media} m WHERE {condition}
-                ORDER BY ({tables.path}){order}, m.media_id{order} LIMIT {_MEDIA_AT_A_TIME}
+                SELECT m.* FROM {tables.media} m WHERE {condition} AND {_is_after(order, place)}
+                ORDER BY {order} LIMIT {_MEDIA_AT_A_TIME}
             )
             SELECT {tables.identity}, m.media_length, {self._sha256}, m.last_access_ts, m.created_ts,
                 m.quarantined_by IS NOT NULL, {_THUMBNAIL_NAME}, t.thumbnail_length
             FROM page m LEFT JOIN {tables.thumbnails} t ON {tables.join}
-            ORDER BY ({tables.path}){order}, m.media_id{order}, ({_THUMBNAIL_NAME}){order}
+            ORDER BY {order}, {self._order((_THUMBNAIL_NAME,))}
         """
-        rows = self._database.stream(sql, arguments + after)
+        rows = self._database.stream(sql, arguments + place)
+        found = []
         for media, with_thumbnails in itertools.groupby(rows, lambda row: row[:-2]):
             server, media_id, filesystem_id, length, sha256, last_access, created_ts, quarantined = media
-            yield StoredMedia(
+            stored = StoredMedia(
                 CachedMedia(server, media_id, filesystem_id, tables.kind),
                 length,
                 sha256,
@@ -165,35 +170,61 @@ class SynapseDb:
                 bool(quarantined),
                 _lengths(row[-2:] for row in with_thumbnails),
             )
+            found.append(stored)
+        return found
 
     def contents(self, kind: Kind, *, used_since: int = 0, used_before: int | None = None) -> Iterator[FileRow]:
-        """The contents of media whose files should exist, in byte order of `content_path`."""
+        """The contents of media whose files should exist, in byte order of `content_path`.
+
+        A transaction lasts a minute at most, after which the rest is read as things are then.
+        """
         tables = _REMOTE if kind == "remote" else _LOCAL
         condition, arguments = _used_between(tables, used_since, used_before)
-        sql = f"""
-            SELECT {tables.identity}, NULL, m.media_length, {self._sha256}, {_USED_OR_0}, m.quarantined_by IS NOT NULL
-            FROM {tables.media} m WHERE {condition}
-            ORDER BY ({tables.path}){self._database.byte_order}
-        """
-        return map(FileRow._make, self._database.stream(sql, arguments))
+        order = self._order((tables.path, "m.media_id"))
+
+        def read(place: Row) -> Iterator[FileRow]:
+            sql = f"""
+                SELECT {tables.identity}, NULL, m.media_length, {self._sha256}, {_USED_OR_0},
+                    m.quarantined_by IS NOT NULL
+                FROM {tables.media} m WHERE {condition} AND {_is_after(order, place)}
+                ORDER BY {order}
+            """
+            return map(FileRow._make, self._database.stream(sql, arguments + place))
+
+        return _resumed(read, lambda row: _place(row.row))
 
     def thumbnails(self, kind: Kind, *, used_since: int = 0, used_before: int | None = None) -> Iterator[FileRow]:
-        """The thumbnails of media whose files should exist, in byte order of `thumbnail_directory`, `/` and name."""
-        tables = _REMOTE if kind == "remote" else _LOCAL
-        order = self._database.byte_order
-        condition, arguments = _used_between(tables, used_since, used_before)
-        sql = f"""
-            SELECT {tables.identity}, {_THUMBNAIL_NAME}, t.thumbnail_length, NULL, {_USED_OR_0},
-                m.quarantined_by IS NOT NULL
-            FROM {tables.media} m JOIN {tables.thumbnails} t ON {tables.join}
-            WHERE {condition} AND t.thumbnail_length IS NOT NULL AND ({_THUMBNAIL_NAME}) IS NOT NULL
-            ORDER BY ({tables.path}){order}, ({_THUMBNAIL_NAME}){order}
+        """The thumbnails of media whose files should exist, in byte order of `thumbnail_directory`, `/` and name.
+
+        Its transactions are those of `contents`.
         """
-        rows = map(FileRow._make, self._database.stream(sql, arguments))
+        tables = _REMOTE if kind == "remote" else _LOCAL
+        condition, arguments = _used_between(tables, used_since, used_before)
+        order = self._order((tables.path, _THUMBNAIL_NAME, "m.media_id"))
+
+        def read(place: Row) -> Iterator[FileRow]:
+            sql = f"""
+                SELECT {tables.identity}, {_THUMBNAIL_NAME}, t.thumbnail_length, NULL, {_USED_OR_0},
+                    m.quarantined_by IS NOT NULL
+                FROM {tables.media} m JOIN {tables.thumbnails} t ON {tables.join}
+                WHERE {condition} AND t.thumbnail_length IS NOT NULL AND ({_THUMBNAIL_NAME}) IS NOT NULL
+                    AND {_is_after(order, place)}
+                ORDER BY {order}
+            """
+            return map(FileRow._make, self._database.stream(sql, arguments + place))
+
+        def place_of(row: FileRow) -> Row:
+            path, media_id = _place(row.row)
+            return path, row.thumbnail, media_id
+
         # Rows that share a file come as one, so that their thumbnails are in one order.
-        directories = ((media, list(group)) for media, group in itertools.groupby(rows, _file_of))
+        directories = ((media, list(group)) for media, group in itertools.groupby(_resumed(read, place_of), _file_of))
         ordered = in_thumbnail_order(directories, lambda directory: Media(*directory[0]))
         return itertools.chain.from_iterable(group for _, group in ordered)
+
+    def _order(self, columns: Iterable[str]) -> str:
+        """What sorts by the bytes of columns."""
+        return ", ".join(f"({column}){self._database.byte_order}" for column in columns)
 
     # --- questions, answered by the database as it is now ---
 
@@ -337,10 +368,6 @@ class _Tables:
         """What sorts like the path: Synapse cuts all ids at the same places, and no server name holds a slash."""
         return f"{self.origin} || '/' || {self.filesystem_id}" if self.kind == "remote" else self.filesystem_id
 
-    def place(self, row: CachedMedia) -> tuple[str, str]:
-        """Where a row stands in the order of `path` and media id."""
-        return f"{row.origin}/{row.filesystem_id}" if self.kind == "remote" else row.filesystem_id, row.media_id
-
     @property
     def join(self) -> str:
         return self.match("t")
@@ -402,6 +429,30 @@ def _selected(used_since: int | None, origin: str | None) -> Iterator[tuple[_Tab
 def _used_between(tables: _Tables, since: int, before: int | None) -> tuple[str, Row]:
     condition = f"{tables.counts} AND m.media_length IS NOT NULL AND {_USED_OR_0} >= ?"
     return (condition, (since,)) if before is None else (f"{condition} AND {_USED_OR_0} < ?", (since, before))
+
+
+def _is_after(order: str, place: Row) -> str:
+    """The condition that a row comes after a place in an order; no place is before all rows."""
+    return f"({order}) > ({', '.join('?' * len(place))})" if place else "1 = 1"
+
+
+def _place(row: CachedMedia) -> tuple[str, str]:
+    """Where a row stands in the order of `_Tables.path` and media id."""
+    return f"{row.origin}/{row.filesystem_id}" if row.kind == "remote" else row.filesystem_id, row.media_id
+
+
+def _resumed(read: Callable[[Row], Iterator[_Item]], place: Callable[[_Item], Row]) -> Iterator[_Item]:
+    """What is read from the first item on, and after a while anew after the place of the last one."""
+    after: Row = ()
+    while True:
+        end = time.monotonic() + _LONGEST_TRANSACTION_SECONDS
+        for item in read(after):
+            yield item
+            if time.monotonic() >= end:
+                after = place(item)
+                break
+        else:
+            return
 
 
 def _file_of(row: FileRow) -> tuple[str, str]:

@@ -17,11 +17,11 @@ import psycopg2
 import pytest
 
 from storage_provider import synapse_db
-from storage_provider.cache_db import CachedMedia
+from storage_provider.cache_db import KINDS, CachedMedia
 from storage_provider.database import DatabaseArguments
 from storage_provider.errors import SynapseDbError
 from storage_provider.media_paths import Media, content_path, in_thumbnail_order, thumbnail_directory
-from storage_provider.synapse_db import MediaFacts, SynapseDb, connect
+from storage_provider.synapse_db import FileRow, MediaFacts, SynapseDb, connect
 from tests.jobs.conftest import ENGINES, ENGINES_TO_ALTER, SynapseDatabase
 from tests.servers import PostgresServer
 from tests.servers.process import free_port
@@ -352,6 +352,32 @@ class TestFiles:
             synapse_database.add_thumbnail("", media_id, 32, 32, "image/png", "crop", 1)
         assert [*database.contents("local"), *database.contents("remote"), *database.thumbnails("local")] == []
 
+    def test_are_the_same_however_often_they_are_read_anew(
+        self, synapse_database: SynapseDatabase, database: SynapseDb, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        fill_with_thumbnails(synapse_database)
+
+        def files() -> list[FileRow]:
+            return [row for kind in KINDS for rows in (database.contents, database.thumbnails) for row in rows(kind)]
+
+        at_once = files()
+        monkeypatch.setattr(synapse_db, "_LONGEST_TRANSACTION_SECONDS", 0)
+        assert files() == at_once
+
+    def test_are_as_things_are_then_once_somebody_has_worked_on_them_for_long(
+        self, synapse_database: SynapseDatabase, database: SynapseDb, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        for number in range(9):
+            synapse_database.add_local(f"abcdef{number}")
+            synapse_database.add_thumbnail("", f"abcdef{number}", 32, 32, "image/png", "crop", 5)
+        monkeypatch.setattr(synapse_db, "_LONGEST_TRANSACTION_SECONDS", 0)
+        contents, thumbnails = database.contents("local"), database.thumbnails("local")
+        assert (next(contents).media_id, next(thumbnails).media_id) == ("abcdef0", "abcdef0")
+        synapse_database.execute("DELETE FROM local_media_repository")
+        assert list(contents) == []
+        # To see where the thumbnails of a media end takes those of the next.
+        assert len(list(thumbnails)) <= 2
+
 
 IDS = [f"ab{second}d{rest}" for second in "-.0aé" for rest in ["e", "e-x", "e.x", "e0", "eé", "e😀", "E"]]
 ORIGINS = ["a.org", "a.org-x", "a.org.x", "a.org0", "a.org:80", "[::1]", "A.org", "ä.org", "😀.org"]
@@ -370,6 +396,17 @@ def fill(synapse_database: SynapseDatabase) -> list[CachedMedia]:
         else:
             synapse_database.add_remote(row.origin, row.media_id, row.filesystem_id)
     return rows
+
+
+def fill_with_thumbnails(synapse_database: SynapseDatabase) -> None:
+    """The same rows, each with two thumbnails, and two that have one path."""
+    rows = fill(synapse_database)
+    for media_id in ("one", "two"):
+        synapse_database.add_remote("b.org", media_id, "shared")
+        rows.append(remote("b.org", media_id, "shared"))
+    for row in rows:
+        for kind in [(640, 480, "image/png", "scale"), (32, 32, "image/png", "crop")]:
+            synapse_database.add_thumbnail(row.origin, row.media_id, *kind, 5)
 
 
 @on_each_database
@@ -412,12 +449,7 @@ class TestPathOrder:
     def test_is_the_same_however_many_are_read_at_a_time(
         self, synapse_database: SynapseDatabase, database: SynapseDb, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        for row in fill(synapse_database):
-            for kind in [(640, 480, "image/png", "scale"), (32, 32, "image/png", "crop")]:
-                synapse_database.add_thumbnail(row.origin, row.media_id, *kind, 5)
-        # Two rows that have one path.
-        for media_id in ("one", "two"):
-            synapse_database.add_remote("b.org", media_id, "shared")
+        fill_with_thumbnails(synapse_database)
         at_once = list(database.media_in_path_order())
         for number in (1, 7):
             monkeypatch.setattr(synapse_db, "_MEDIA_AT_A_TIME", number)
