@@ -115,6 +115,7 @@ def upload(
     with _guarded(), ExitStack() as stack:
         run = Run.prepare(stack, output, base_path, bucket, config_paths, options)
         if delete:
+            run.warn_where_synapse_reads_elsewhere(options["provider_index"])
             stack.enter_context(run.lock())
         cache = stack.enter_context(CacheDb(cache_db))
         arguments = cli_runs.database_of_upload(run, cache, config_paths) if delete or run.config else None
@@ -155,6 +156,8 @@ def sync(
         run = Run.prepare(stack, output, None, None, config_paths or (DEFAULT_CONFIG,), options)
         if time_budget is not None:
             run.ends_at = started + time_budget.total_seconds()
+        if delete:
+            run.warn_where_synapse_reads_elsewhere(options["provider_index"])
         stack.enter_context(run.lock())
         cache = stack.enter_context(CacheDb(cache_db))
         arguments = run.require_config().database

@@ -101,6 +101,17 @@ class Run:
             raise click.UsageError("Give --homeserver-config-path.")
         return self.config
 
+    def warn_where_synapse_reads_elsewhere(self, provider_index: int | None) -> None:
+        """Tell, before files are deleted, that Synapse would not find what options have put into another place."""
+        if self.config is None or not self.config.providers:
+            return
+        read, written = (_place(each) for each in (self.config.provider(provider_index), self.settings))
+        if read != written:
+            self.output.complain(
+                f"Synapse is configured to read keys that start with {read!r}, and this run makes keys that start with "
+                f"{written!r}: Synapse will not find the media that is deleted here."
+            )
+
     def must_end(self) -> bool:
         """Whether nothing new may be begun."""
         return self.stop.is_set() or (self.ends_at is not None and time.monotonic() >= self.ends_at)
@@ -119,6 +130,10 @@ class Run:
             # Perhaps only listing is refused: then objects are asked for one by one.
             self.output.complain(f"The bucket cannot be listed, which makes this slow: {error.reason}")
         self.backend.check_encryption()
+
+
+def _place(settings: ProviderSettings) -> str:
+    return f"{settings.bucket}/{settings.key_prefix}"
 
 
 def _bucket_settings(

@@ -363,8 +363,9 @@ def test_several_files_and_providers_and_options_that_override(site: MediaSite) 
     site.run("upload", *configured, "--provider-index", "2", status=2)
     site.run("upload", *configured, "--provider-index", "1")
     assert list(site.objects()) == [f"second/{path}"]
-    # Positionals and options win.
-    site.run("upload", "store", other, *configured, "--provider-index", "1", "--prefix", "raw-", "--delete")
+    # Positionals and options win, and what Synapse would then not find is told.
+    run = site.run("upload", "store", other, *configured, "--provider-index", "1", "--prefix", "raw-", "--delete")
+    assert f"read keys that start with '{site.bucket}/second/'" in run.err and f"'{other}/raw-'" in run.err
     assert [entry["Key"] for entry in site.client.list_objects_v2(Bucket=other)["Contents"]] == [f"raw-{path}"]
     assert site.files() == {}
 
