@@ -11,19 +11,13 @@ from backends.errors import ObjectNotFound
 from storage_provider.cache_pass import CachePass
 from storage_provider.cache_policy import EvictionPlan, space_of
 from storage_provider.directories import FileState
+from storage_provider.failures import Damaged
+from storage_provider.judgement import fits
 from storage_provider.media_paths import MEDIA_ROOTS
+from storage_provider.proofs import digest_of_file, digest_of_object, etag_proves, is_archived
 from storage_provider.reconcile import expected_files, reconcile
 from storage_provider.synapse_db import FileRow
-from storage_provider.transfers import (
-    Damaged,
-    digest_of_file,
-    digest_of_object,
-    etag_proves,
-    fits,
-    is_archived,
-    run_at_once,
-    upload,
-)
+from storage_provider.transfers import run_at_once, upload
 
 # The database and the bucket may change their minds after they were asked: little time lies between that and the end.
 _FILES_IN_A_ROUND = 200

@@ -7,10 +7,11 @@ from dataclasses import dataclass
 
 from storage_provider.cache_pass import CachePass
 from storage_provider.directories import FileState
+from storage_provider.failures import Damaged
 from storage_provider.media_paths import MEDIA_ROOTS
 from storage_provider.reconcile import ListingRefused, expected_files, listing, reconcile
 from storage_provider.synapse_db import FileRow
-from storage_provider.transfers import Damaged, run_at_once
+from storage_provider.transfers import run_at_once
 
 _FILES_PER_WORKER = 4
 

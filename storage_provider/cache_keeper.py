@@ -10,10 +10,10 @@ from collections.abc import Callable
 from backends.errors import BackendError
 from storage_provider.cache_report import PassReport
 from storage_provider.errors import SynapseDbError
+from storage_provider.failures import BucketFails, Stopped
 from storage_provider.local_cache import LocalCache
 from storage_provider.media_store import Locked, MediaStore, MediaStoreError
 from storage_provider.settings import ProviderSettings
-from storage_provider.transfers import BucketFails, Stopped
 
 logger = logging.getLogger(__name__)
 

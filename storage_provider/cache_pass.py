@@ -11,28 +11,20 @@ from typing import Protocol, TypeVar
 
 from backends.base import Backend
 from backends.errors import BackendError, BackendUnavailable, BucketNotFound, ObjectNotFound
+from storage_provider.bandwidth import Bandwidth
 from storage_provider.cache_db import CachedMedia, Kind
 from storage_provider.cache_policy import CachePolicy, PathMarks
 from storage_provider.cache_report import PassReport
 from storage_provider.directories import FileState
+from storage_provider.failures import Damaged, Failures, FileChanged, NoLongerWanted, Stopped, reason
+from storage_provider.judgement import fits
 from storage_provider.media_paths import UnsafePath
 from storage_provider.media_store import MediaStore
+from storage_provider.proofs import digest_of_file
 from storage_provider.room import Room
 from storage_provider.synapse_db import FileRow, SynapseDb
 from storage_provider.temporary_files import TemporaryFile
-from storage_provider.transfers import (
-    Bandwidth,
-    Damaged,
-    Failures,
-    FileChanged,
-    NoLongerWanted,
-    Stopped,
-    digest_of_file,
-    fetch,
-    fits,
-    reason,
-    upload,
-)
+from storage_provider.transfers import fetch, upload
 
 _Item = TypeVar("_Item")
 _Result = TypeVar("_Result")

@@ -9,10 +9,10 @@ from typing import TypeVar
 
 from storage_provider.cache_db import KINDS, CacheDb, CachedMedia, Kind
 from storage_provider.directories import FileState
+from storage_provider.failures import Failed
 from storage_provider.media_paths import Media, UnsafePath, content_path
 from storage_provider.media_store import MediaStore
 from storage_provider.media_walk import Unreadable, media_on_disk
-from storage_provider.transfers import Failed
 
 _Item = TypeVar("_Item")
 

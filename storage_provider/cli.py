@@ -21,9 +21,10 @@ from storage_provider.cli_options import DURATION, bucket_options, config_option
 from storage_provider.cli_output import Output
 from storage_provider.cli_runs import DEFAULT_CONFIG, DONE, SOME_FAILED, UNREACHABLE, WRONG_USE, Run
 from storage_provider.errors import ConfigurationError, SynapseDbError
+from storage_provider.failures import BucketFails
 from storage_provider.media_paths import UnsafePath, content_path, thumbnail_directory
 from storage_provider.media_store import Locked, MediaStoreError
-from storage_provider.transfers import BucketFails, Verify
+from storage_provider.proofs import Verify
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]}, no_args_is_help=False)

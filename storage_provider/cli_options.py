@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 import click
 
 from backends.settings import parse_size
-from storage_provider.transfers import Verify
+from storage_provider.proofs import Verify
 
 _Command = TypeVar("_Command", bound=Callable[..., Any])
 

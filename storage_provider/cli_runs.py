@@ -19,13 +19,15 @@ from backends import open_backend
 from backends.base import Backend
 from backends.errors import EXPIRED_CREDENTIALS, AccessDenied
 from backends.selection import choose_backend
+from storage_provider.bandwidth import Bandwidth
 from storage_provider.cache_db import KINDS, CacheDb, CachedMedia
 from storage_provider.candidates import NotOnDisk, OnDisk, candidates, in_batches
 from storage_provider.cli_output import Output, readable_size
+from storage_provider.failures import Failed
 from storage_provider.media_store import MediaStore
 from storage_provider.offload import Deleted, Event, Gone, Kept, MediaDone, Offload, Uploaded
+from storage_provider.proofs import Verify
 from storage_provider.settings import ProviderSettings
-from storage_provider.transfers import Bandwidth, Failed, Verify
 
 if TYPE_CHECKING:
     from storage_provider.database import DatabaseArguments

@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from storage_provider.transfers import Digest, fits, known_length
+from storage_provider.media_paths import parse_path
+from storage_provider.proofs import Digest, Fingerprint
 
 if TYPE_CHECKING:
     from storage_provider.synapse_db import MediaFacts
@@ -17,6 +18,25 @@ class Difference:
 
     file: Digest
     object: Digest
+
+
+def known_length(facts: MediaFacts, path: str) -> int | None:
+    """The bytes that a file should have; None where the database does not tell."""
+    thumbnail = _thumbnail(path)
+    return facts.length if thumbnail is None else facts.thumbnail_lengths.get(thumbnail)
+
+
+def known_sha256(facts: MediaFacts, path: str) -> str | None:
+    """The SHA-256 that a file should have, in hex; None where the database does not tell, as for all thumbnails."""
+    return facts.sha256 if _thumbnail(path) is None else None
+
+
+def fits(facts: MediaFacts | None, path: str, content: Fingerprint) -> bool:
+    """Whether a content is what the database says of the file; its SHA-256 is asked for only where that decides."""
+    if facts is None or known_length(facts, path) != content.length:
+        return False
+    sha256 = known_sha256(facts, path)
+    return sha256 is None or sha256 == content.sha256
 
 
 def damage(facts: MediaFacts, path: str, size: int) -> str | None:
@@ -46,3 +66,8 @@ def objection(facts: MediaFacts | None, path: str, difference: Difference) -> st
 
 def _objection(which: str) -> str:
     return f"file and object differ, and {which} right by Synapse's database"
+
+
+def _thumbnail(path: str) -> str | None:
+    parsed = parse_path(path)
+    return None if parsed is None else parsed.thumbnail

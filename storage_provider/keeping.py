@@ -12,8 +12,8 @@ from twisted.internet.defer import Deferred, succeed
 from twisted.python.failure import Failure
 
 from storage_provider.media_store import MediaStore
+from storage_provider.proofs import Fingerprint
 from storage_provider.temporary_files import TemporaryFile
-from storage_provider.transfers import Fingerprint
 
 # So many files may wait for the disk together; the first of them waits for the last.
 _MOST_AT_ONCE = 50

@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING, Literal
 
 from storage_provider.database import DatabaseArguments
 from storage_provider.errors import SynapseDbError
+from storage_provider.judgement import fits
 from storage_provider.media_paths import MediaFile, parse_path
+from storage_provider.proofs import Fingerprint
 from storage_provider.synapse_db import SynapseDb, connect
-from storage_provider.transfers import Fingerprint, fits
 
 if TYPE_CHECKING:
     from synapse.server import HomeServer

@@ -18,30 +18,17 @@ from typing import TYPE_CHECKING, TypeVar
 
 from backends.base import Backend, ObjectInfo
 from backends.errors import BackendError, ObjectNotFound
+from storage_provider.bandwidth import Bandwidth
 from storage_provider.cache_db import KINDS, CacheDb, CachedMedia, How, Proof
 from storage_provider.candidates import NotOnDisk, candidates
 from storage_provider.directories import FileState
-from storage_provider.judgement import Difference, damage, neither, objection
+from storage_provider.failures import Damaged, Failed, Failures, FileChanged, FileGone, Stopped, reason
+from storage_provider.judgement import Difference, damage, known_sha256, neither, objection
 from storage_provider.listing import ListingCursor, ListingRefused
 from storage_provider.media_paths import MEDIA_ROOTS, UnsafePath, content_path
 from storage_provider.media_store import MediaStore
-from storage_provider.transfers import (
-    Bandwidth,
-    Damaged,
-    Failed,
-    Failures,
-    FileChanged,
-    FileGone,
-    Stopped,
-    Verify,
-    digest_of_file,
-    digest_of_object,
-    etag_proves,
-    is_archived,
-    known_sha256,
-    reason,
-    upload,
-)
+from storage_provider.proofs import Verify, digest_of_file, digest_of_object, etag_proves, is_archived
+from storage_provider.transfers import upload
 
 if TYPE_CHECKING:
     from storage_provider.synapse_db import MediaFacts, SynapseDb

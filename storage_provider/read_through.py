@@ -6,10 +6,10 @@ from collections.abc import Callable, Mapping
 
 from storage_provider.known_media import KnownMedia
 from storage_provider.media_store import MediaStore
+from storage_provider.proofs import Fingerprint
 from storage_provider.restoring import bytes_to_leave
 from storage_provider.room import Room
 from storage_provider.settings import ProviderSettings
-from storage_provider.transfers import Fingerprint
 
 
 class ReadThrough:

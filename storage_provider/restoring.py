@@ -11,11 +11,13 @@ from dataclasses import dataclass, field
 
 from backends.base import Backend
 from backends.errors import BackendError, ObjectNotFound
+from storage_provider.bandwidth import Bandwidth
+from storage_provider.failures import Damaged, Failed, Failures, NoLongerWanted, Stopped
 from storage_provider.media_paths import UnsafePath, content_path, thumbnail_directory
 from storage_provider.media_store import MediaStore
 from storage_provider.settings import LocalCacheSettings, ProviderSettings
 from storage_provider.synapse_db import StoredMedia, SynapseDb, legacy_names
-from storage_provider.transfers import Bandwidth, Damaged, Failed, Failures, NoLongerWanted, Stopped, download
+from storage_provider.transfers import download
 
 _FILES_IN_A_ROUND = 1000
 

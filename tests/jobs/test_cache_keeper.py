@@ -15,9 +15,9 @@ from backends.errors import BackendUnavailable
 from storage_provider.cache_keeper import CacheKeeper
 from storage_provider.cache_report import PassReport
 from storage_provider.errors import SynapseDbError
+from storage_provider.failures import Stopped
 from storage_provider.local_cache import LocalCache
 from storage_provider.media_store import MediaStore
-from storage_provider.transfers import Stopped
 from tests.jobs.cache_site import CacheSite, settings
 from tests.jobs.conftest import SynapseDatabase
 from tests.jobs.memory_backend import MemoryBackend

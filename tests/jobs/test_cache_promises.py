@@ -31,11 +31,11 @@ from hypothesis.stateful import (
 from backends.errors import BackendUnavailable
 from storage_provider.database import DatabaseArguments
 from storage_provider.directories import FileState
+from storage_provider.failures import BucketFails
 from storage_provider.local_cache import LocalCache
 from storage_provider.media_paths import Media, content_path, thumbnail_directory
 from storage_provider.media_store import MediaStore
 from storage_provider.synapse_db import connect
-from storage_provider.transfers import BucketFails
 from tests.jobs.cache_site import HOUR, THUMBNAIL, OpenGate, room_of
 from tests.jobs.cache_site import settings as cache_settings
 from tests.jobs.conftest import SynapseDatabase

@@ -17,10 +17,10 @@ from storage_provider import candidates as candidates_module
 from storage_provider import directories, media_walk
 from storage_provider.cache_db import CacheDb, CachedMedia
 from storage_provider.candidates import NotOnDisk, OnDisk, candidates
+from storage_provider.failures import Failed
 from storage_provider.media_paths import Media, content_path, is_safe, thumbnail_directory
 from storage_provider.media_store import MediaStore
 from storage_provider.media_walk import MediaOnDisk, Unreadable, media_on_disk
-from storage_provider.transfers import Failed
 
 THUMBNAIL = "32-32-image-png-crop"
 

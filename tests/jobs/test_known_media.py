@@ -12,7 +12,7 @@ import pytest
 
 from storage_provider.database import DatabaseArguments
 from storage_provider.known_media import KnownMedia, database_arguments
-from storage_provider.transfers import Digest
+from storage_provider.proofs import Digest
 from tests.jobs.conftest import ENGINES, ENGINES_TO_ALTER, SynapseDatabase
 from tests.servers.process import free_port
 

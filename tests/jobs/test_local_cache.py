@@ -16,8 +16,8 @@ from backends.base import Backend
 from backends.errors import AccessDenied, BackendUnavailable
 from backends.settings import BucketSettings
 from storage_provider import cache_restore
+from storage_provider.failures import BucketFails, Stopped
 from storage_provider.media_store import MediaStore
-from storage_provider.transfers import BucketFails, Stopped
 from tests.jobs.cache_site import DAY, HOUR, THUMBNAIL, CacheSite, OpenGate
 from tests.jobs.conftest import SynapseDatabase
 from tests.jobs.memory_backend import MemoryBackend

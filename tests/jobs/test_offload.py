@@ -20,13 +20,15 @@ from minio.credentials.providers import StaticProvider
 from backends import open_backend
 from backends.base import Backend, ObjectInfo
 from storage_provider import candidates, offload
+from storage_provider.bandwidth import Bandwidth
 from storage_provider.cache_db import CacheDb, Proof
+from storage_provider.failures import Failed
 from storage_provider.media_paths import Media
 from storage_provider.media_store import MediaStore
 from storage_provider.media_walk import MediaOnDisk, Unreadable, media_on_disk
+from storage_provider.proofs import Verify
 from storage_provider.settings import ProviderSettings
 from storage_provider.synapse_db import connect
-from storage_provider.transfers import Bandwidth, Failed, Verify
 from tests.jobs.command_server import ForkedRun
 from tests.jobs.conftest import SynapseDatabase
 from tests.jobs.media_site import (

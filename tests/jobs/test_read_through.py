@@ -12,10 +12,10 @@ import pytest
 
 from storage_provider.known_media import KnownMedia
 from storage_provider.media_store import MediaStore
+from storage_provider.proofs import Digest
 from storage_provider.read_through import ReadThrough
 from storage_provider.room import Room
 from storage_provider.settings import ProviderSettings
-from storage_provider.transfers import Digest
 from tests.jobs.conftest import SynapseDatabase
 
 SHA256 = "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855"

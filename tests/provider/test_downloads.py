@@ -18,9 +18,9 @@ from twisted.python.failure import Failure
 from backends.errors import AccessDenied, BackendError, BackendUnavailable, ObjectNotFound
 from storage_provider.downloads import Downloads, Threads
 from storage_provider.media_store import MediaStore
+from storage_provider.proofs import Digest, Fingerprint
 from storage_provider.sources import CHUNK_BYTES, ChunkSource
 from storage_provider.temporary_files import TemporaryFile, give_name
-from storage_provider.transfers import Digest, Fingerprint
 from tests.provider.scripted_bucket import ImmediateReactor, ManualModuleApi, ManualThreads, ScriptedBucket
 from tests.temporary_files import temporary_files
 

@@ -14,8 +14,8 @@ from twisted.python.failure import Failure
 from storage_provider.keeping import Keeping, Whole
 from storage_provider.media_paths import UnsafePath
 from storage_provider.media_store import MediaStore
+from storage_provider.proofs import Fingerprint, LateDigest
 from storage_provider.temporary_files import TemporaryFile
-from storage_provider.transfers import Fingerprint, LateDigest
 from tests.temporary_files import temporary_files
 
 CONTENT = b"content"
