@@ -43,6 +43,8 @@ class ObjectInfo:
     """STANDARD where the server names none. MinIO lists every object as STANDARD, whatever it is."""
     metadata: Mapping[str, str] = field(default_factory=dict)
     """The user's metadata, names in lower case; empty in listings, which do not carry it."""
+    archive_status: str = ""
+    """Where an object of the class INTELLIGENT_TIERING has sunk so deep that it cannot be read; empty in listings."""
 
 
 @dataclass(frozen=True)

@@ -295,6 +295,7 @@ class S3Backend(Backend, Generic[Client]):
             parsedate_to_datetime(modified) if modified else None,
             headers.get("x-amz-storage-class") or "STANDARD",
             metadata,
+            headers.get("x-amz-archive-status", ""),
         )
 
     def _listing_query(self, prefix: str, start_after: str) -> dict[str, str]:

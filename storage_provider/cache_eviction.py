@@ -14,7 +14,7 @@ from storage_provider.directories import FileState
 from storage_provider.failures import Damaged
 from storage_provider.judgement import fits
 from storage_provider.media_paths import MEDIA_ROOTS
-from storage_provider.proofs import digest_of_file, digest_of_object, etag_proves, is_archived
+from storage_provider.proofs import archive_of, digest_of_file, digest_of_object, etag_proves
 from storage_provider.reconcile import expected_files, reconcile
 from storage_provider.synapse_db import FileRow
 from storage_provider.transfers import run_at_once, upload
@@ -93,8 +93,8 @@ def _compare(work: CachePass, candidate: _Candidate) -> _Finding | None:
         if work.heals and row.row.kind in work.stored and work.upload_if_right(path, row, state):
             return _Finding.OBJECT_UPLOADED
         raise
-    if is_archived(info):
-        raise Damaged(f"its object lies in the class {info.storage_class}, where it cannot be read at once")
+    if archive := archive_of(work.backend, path, info):
+        raise Damaged(f"its object is archived ({archive}) and cannot be read at once")
     if info.size == state.size and etag_proves(work.store, path, info):
         return _Finding.SAME
     ours = digest_of_file(work.store, path)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from backends.errors import ObjectNotFound
 from storage_provider.cache_pass import CachePass
 from storage_provider.directories import FileState
 from storage_provider.failures import Damaged
@@ -56,6 +57,8 @@ def mend_objects(work: CachePass) -> None:
 
     def send(file: _Unstored) -> bool:
         work.check_stop()
+        if not file.is_replacement and _is_there(work, file.path):
+            return False
         if not work.upload_if_right(file.path, file.row, file.state):
             raise Damaged(f"the file is damaged, and the object {'too' if file.is_replacement else 'does not exist'}")
         return True
@@ -84,6 +87,15 @@ def _unstored(work: CachePass, root: str) -> Iterator[_Unstored]:
                 yield _Unstored(path, row, file.state, is_replacement=False)
         elif info.size != row.length:
             yield _Unstored(path, row, file.state, is_replacement=True)
+
+
+def _is_there(work: CachePass, path: str) -> bool:
+    """Whether an object is there that the listing lacks, as some servers' do (see `ListingCursor`)."""
+    try:
+        work.backend.stat(path)
+    except ObjectNotFound:
+        return False
+    return True
 
 
 def _at_most(work: CachePass) -> int:

@@ -9,7 +9,7 @@ from concurrent.futures import Future
 from dataclasses import dataclass
 
 from backends.base import Backend, ObjectInfo
-from backends.errors import AccessDenied, NotSupported
+from backends.errors import AccessDenied, NotSupported, ObjectNotFound
 
 # What one page of a listing holds: https://docs.aws.amazon.com/AmazonS3/latest/API/API_ListObjectsV2.html
 _PAGE = 1000
@@ -50,13 +50,16 @@ class ListingCursor:
 
     Where the next key lies beyond the page at hand, the listing starts again right before it: that
     costs no more than the following page, and skips what nobody asks for. With `read_ahead` the page
-    after one that answers much is fetched before it is asked for.
+    after one that answers much is fetched before it is asked for. With `checks_gaps` the first object
+    that each page lacks is asked for itself: where it is there, the listing is none to go by.
     """
 
-    def __init__(self, backend: Backend, root: str, *, read_ahead: bool = False) -> None:
+    def __init__(self, backend: Backend, root: str, *, read_ahead: bool = False, checks_gaps: bool = False) -> None:
         self._backend = backend
         self._root = root
         self._reads_ahead = read_ahead
+        self._checks_gaps = checks_gaps
+        self._gap_is_checked = False
         self._page: _Page | None = None
         self._place = 0
         self._answers = 0
@@ -82,7 +85,11 @@ class ListingCursor:
         if self._reads_ahead and self._answers == _WORTH_A_PAGE and not page.is_last:
             self._ahead = self._fetch_in_background(objects[-1].key)
         found = objects[self._place] if self._place < len(objects) else None
-        return found if found is not None and found.key == key else None
+        if found is not None and found.key == key:
+            return found
+        if self._checks_gaps and not self._gap_is_checked:
+            self._check_gap(key)
+        return None
 
     def find_all(self, keys: Iterable[str]) -> Iterator[tuple[str, ObjectInfo | None]]:
         """Keys in byte order, each with its object, as long as listing is cheaper than asking for each.
@@ -108,6 +115,21 @@ class ListingCursor:
             page = self._fetch(page.objects[-1].key)
         return self._open(page)
 
+    def _check_gap(self, key: str) -> None:
+        """Raise `ListingRefused` where an object is there that the listing lacks.
+
+        MinIO lists nothing below a prefix that begins with a slash, and takes objects there
+        (https://github.com/minio/minio/issues/17356). versitygw listed a directory after others that come later in
+        byte order, until September 2025 (https://github.com/versity/versitygw/pull/1515): to begin there left it out.
+        """
+        self._gap_is_checked = True
+        try:
+            self._backend.stat(key)
+        except (ObjectNotFound, AccessDenied):
+            # Who may not read objects may still send them.
+            return
+        raise ListingRefused(f"it lacks {key!r}, which is in the bucket")
+
     def _before(self, key: str) -> str:
         """What is certainly before the key, and close to it."""
         return max(key[:-1], self._root)
@@ -115,6 +137,7 @@ class ListingCursor:
     def _open(self, page: _Page) -> _Page:
         self._page = page
         self._place = self._answers = 0
+        self._gap_is_checked = False
         return page
 
     def _fetch(self, after: str) -> _Page:

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, as_completed
 from contextlib import suppress
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Literal, TypeVar
 
 from backends.base import Backend, ObjectInfo
 from backends.errors import BackendError, ObjectNotFound
@@ -27,7 +27,7 @@ from storage_provider.judgement import Difference, damage, known_sha256, neither
 from storage_provider.listing import ListingCursor, ListingRefused
 from storage_provider.media_paths import MEDIA_ROOTS, UnsafePath, content_path
 from storage_provider.media_store import MediaStore
-from storage_provider.proofs import Verify, digest_of_file, digest_of_object, etag_proves, is_archived
+from storage_provider.proofs import Verify, archive_of, digest_of_file, digest_of_object, etag_proves, may_be_archived
 from storage_provider.transfers import upload
 
 if TYPE_CHECKING:
@@ -93,8 +93,8 @@ class _File:
     path: str
     state: FileState
     info: ObjectInfo | None = None
-    is_looked_up: bool = False
-    """Whether `info` is what the listing says; otherwise the object has to be asked for."""
+    told_by: Literal["listing", "object"] | None = None
+    """Whom `info` is from; None where the object has to be asked for."""
     facts: MediaFacts | None = None
     """What the database says, where it was asked."""
     recorded: Proof | None = None
@@ -167,7 +167,7 @@ class Offload:
     def run(self) -> Iterator[Event]:
         """Do it, and tell what was done. Raises `BucketFails`; each round leaves everything consistent."""
         self._left = self.limit
-        listings = self._listings(read_ahead=True)
+        listings = self._listings()
         self._prepare(listings)
         threads = ThreadPoolExecutor(self.workers, thread_name_prefix="transfer")
         begun: _Begun | None = None
@@ -236,8 +236,11 @@ class Offload:
 
     # --- asking the bucket ---
 
-    def _listings(self, *, read_ahead: bool) -> dict[str, ListingCursor]:
-        return {root: ListingCursor(self.backend, root, read_ahead=read_ahead) for root in MEDIA_ROOTS}
+    def _listings(self, *, again: bool = False) -> dict[str, ListingCursor]:
+        """What is in the bucket below each root; `again` is for a look at a few of the keys."""
+        return {
+            root: ListingCursor(self.backend, root, read_ahead=not again, checks_gaps=not again) for root in MEDIA_ROOTS
+        }
 
     def _prepare(self, listings: Mapping[str, ListingCursor]) -> None:
         """Begin to list where the first contents stand, while the disk is being read."""
@@ -252,24 +255,24 @@ class Offload:
         """See what the listing says of objects, where that is cheaper than asking for each."""
         by_root: dict[str, dict[str, _File]] = {root: {} for root in listings}
         for file in files:
-            file.info, file.is_looked_up = None, False
+            file.info = file.told_by = None
             by_root[_root_of(file.path)][file.path] = file
         for root, wanted in by_root.items():
             if self._listing_is_refused:
                 return
             try:
                 for path, info in listings[root].find_all(wanted):
-                    wanted[path].info, wanted[path].is_looked_up = info, True
+                    wanted[path].info, wanted[path].told_by = info, "listing"
             except ListingRefused:
                 self._listing_is_refused = True
 
     def _object(self, file: _File) -> ObjectInfo | None:
-        if not file.is_looked_up:
+        if file.told_by is None:
             try:
                 file.info = self.backend.stat(file.path)
             except ObjectNotFound:
                 file.info = None
-            file.is_looked_up = True
+            file.told_by = "object"
         return file.info
 
     # --- sending ---
@@ -284,7 +287,7 @@ class Offload:
         failed, to_send = [], []
         for file in unsettled:
             damaged = None
-            if file.facts is not None and file.is_looked_up and file.info is None:
+            if file.facts is not None and file.told_by is not None and file.info is None:
                 damaged = damage(file.facts, file.path, file.state.size)
             if damaged is None:
                 to_send.append(file)
@@ -364,13 +367,15 @@ class Offload:
     # --- proving ---
 
     def _prove(self, threads: ThreadPoolExecutor, round_: list[_Media]) -> Iterator[Event]:
-        self._prove_cheaply([file for media in round_ for file in media.files if not file.is_done])
+        files = [file for media in round_ for file in media.files if not file.is_done]
+        self._prove_sent([file for file in files if file.sent is not None])
         # To read is costly, and in vain for what is in use again.
         unused, used = self._parted([media for media in round_ if media.unproved])
         for file in (file for media in used for file in media.files if not file.is_done):
             file.proof = None
             yield _kept(file)
         to_read = [file for media in unused for file in media.unproved]
+        self._prepare_reading(to_read)
         differing: list[tuple[_File, Difference]] = []
         for file, outcome in self._outcomes(self._submit(threads, to_read, self._prove_by_reading)):
             if isinstance(outcome, Difference):
@@ -385,24 +390,28 @@ class Offload:
         # What replaces the object now is proved by the next run.
         yield from self._settle(threads, [(file, difference) for file, difference in differing if not file.sent])
 
-    def _prove_cheaply(self, files: Sequence[_File]) -> None:
-        self._look_up_sent([file for file in files if file.sent is not None])
+    def _prove_sent(self, files: Sequence[_File]) -> None:
+        """See again what there is: a server may acknowledge what it does not keep."""
+        self._look_up(files, self._listings(again=True))
+        for file in files:
+            if file.info is None or not _is_in_place(file):
+                # A listing may lag behind what was sent; the object itself does not.
+                file.told_by = None
+            elif not may_be_archived(file.info):
+                file.proof = self._cheap_proof(file)
+
+    def _prepare_reading(self, files: Sequence[_File]) -> None:
         recorded = self.cache.proofs(file.path for file in files if file.sent is None)
         for file in files:
             file.recorded = recorded.get(file.path)
-            file.proof = self._cheap_proof(file) if file.is_looked_up else None
-
-    def _look_up_sent(self, files: Sequence[_File]) -> None:
-        """See again what there is: a server may acknowledge what it does not keep."""
-        self._look_up(files, self._listings(read_ahead=False))
-        for file in files:
-            # A listing may lag behind what was sent; the object itself does not.
-            file.is_looked_up = _is_in_place(file)
+            if file.sent is None and file.told_by == "listing":
+                # It may still list what is gone. Who has not sent the object himself asks for it before he trusts that.
+                file.told_by = None
 
     def _cheap_proof(self, file: _File) -> str | None:
         """How the object is proved to be the file by what is known of it, or None."""
         info = file.info
-        if info is None or info.size != file.state.size or self.verify is Verify.FULL or is_archived(info):
+        if info is None or info.size != file.state.size or self.verify is Verify.FULL:
             return None
         if self.verify is Verify.SIZE:
             return "size"
@@ -419,9 +428,11 @@ class Offload:
         """How the object is proved to be the file by reading the file, and the object where that does not do."""
         info = self._object(file)
         if info is None:
-            return Failed(file.path, "the object is not in the bucket, though it was sent")
-        if is_archived(info):
-            return Failed(file.path, f"the object is archived ({info.storage_class}) and cannot be read at once")
+            return Failed(
+                file.path, f"the object is not in the bucket, though it was {'sent' if file.sent else 'there'}"
+            )
+        if archive := archive_of(self.backend, file.path, info):
+            return Failed(file.path, f"the object is archived ({archive}) and cannot be read at once")
         if proof := self._cheap_proof(file):
             return proof
         if info.size == file.state.size and self.verify is Verify.PROOF and etag_proves(self.store, file.path, info):

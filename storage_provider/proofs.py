@@ -10,12 +10,30 @@ from enum import Enum
 from typing import BinaryIO, Protocol
 
 from backends.base import Backend, ObjectInfo
+from backends.errors import AccessDenied
 from backends.settings import UNREADABLE_CLASSES
 from storage_provider.bandwidth import Bandwidth
 from storage_provider.failures import FileGone
 from storage_provider.media_store import MediaStore
 
 _CHUNK = 1 << 20
+
+# Classes of AWS and Google whose objects can be read at once; what others call a class tells nothing.
+_READABLE_CLASSES = frozenset(
+    {
+        "STANDARD",
+        "STANDARD_IA",
+        "ONEZONE_IA",
+        "REDUCED_REDUNDANCY",
+        "INTELLIGENT_TIERING",
+        "GLACIER_IR",
+        "EXPRESS_ONEZONE",
+        "REGIONAL",
+        "MULTI_REGIONAL",
+        "NEARLINE",
+        "COLDLINE",
+    }
+)
 
 # Sizes of the parts with which this software, its ancestors and other tools upload.
 _PART_SIZES = (8 << 20, 5 << 20)
@@ -67,9 +85,28 @@ class Digest:
     sha256: str
 
 
-def is_archived(info: ObjectInfo) -> bool:
-    """Whether the file is all that Synapse could serve at once, whatever proves that the object is the same."""
-    return info.storage_class in UNREADABLE_CLASSES
+def may_be_archived(info: ObjectInfo) -> bool:
+    """Whether the file may be all that Synapse could serve at once, whatever proves that the object is the same."""
+    return bool(info.archive_status) or info.storage_class.upper() not in _READABLE_CLASSES
+
+
+def archive_of(backend: Backend, path: str, info: ObjectInfo) -> str | None:
+    """Where an object lies that cannot be read before it has been restored; None where it can.
+
+    Where its class does not tell, a byte of it is read. Raises `BackendError`.
+    """
+    if not may_be_archived(info):
+        return None
+    if info.archive_status or info.storage_class.upper() in UNREADABLE_CLASSES:
+        return info.archive_status or info.storage_class
+    try:
+        with backend.open(path, offset=max(info.size - 1, 0), if_match=info.etag or None) as reader:
+            reader.read(1)
+    except AccessDenied as error:
+        if error.code != "InvalidObjectState":
+            raise
+        return info.storage_class
+    return None
 
 
 def etag_proves(store: MediaStore, path: str, info: ObjectInfo) -> bool:

@@ -15,6 +15,7 @@ from backends.base import ObjectInfo
 from backends.errors import AccessDenied, BackendUnavailable, NotSupported
 from storage_provider import listing as listing_module
 from storage_provider.listing import ListingCursor, ListingRefused
+from tests.jobs.memory_backend import MemoryBackend
 
 ROOT = "local_content/"
 keys = st.text(string.ascii_lowercase[:3] + "-/0é😀", min_size=1, max_size=5).map(lambda text: ROOT + text)
@@ -101,6 +102,37 @@ def test_keys_that_lie_far_apart_are_left_to_be_asked_for() -> None:
     assert listing.pages <= 3
     dense = [f"{ROOT}{number:06}" for number in range(0, 100_000, 50)]
     assert len(dict(cursor(listing).find_all(dense))) == len(dense)
+
+
+def names_of(*numbers: int) -> list[str]:
+    return [f"{ROOT}{number:06}" for number in numbers]
+
+
+def test_first_gap_of_each_page_is_checked_by_asking_for_the_object() -> None:
+    bucket = MemoryBackend()
+    bucket.objects |= dict.fromkeys(names_of(*range(0, 4000, 2)), b"")
+    looking = ListingCursor(bucket, ROOT, checks_gaps=True)
+    assert [looking.find(name) is not None for name in names_of(0, 1, 2, 3, 3001, 3003)] == [1, 0, 1, 0, 0, 0]
+    assert bucket.made("stat") == names_of(1, 3001)
+
+
+def test_listing_that_lacks_what_is_there_is_none_to_go_by() -> None:
+    bucket = MemoryBackend()
+    bucket.objects |= dict.fromkeys(names_of(0, 1, 2), b"")
+    bucket.list = lambda prefix="", *, start_after="": iter(())  # type: ignore[method-assign]
+    with pytest.raises(ListingRefused, match="000001"):
+        ListingCursor(bucket, ROOT, checks_gaps=True).find(names_of(1)[0])
+
+
+def test_gap_that_may_not_be_checked_is_one() -> None:
+    bucket = MemoryBackend()
+
+    def refuse(operation: str, key: str) -> None:
+        if operation == "stat":
+            raise AccessDenied("no", operation=operation, key=key)
+
+    bucket.before = refuse
+    assert ListingCursor(bucket, ROOT, checks_gaps=True).find(f"{ROOT}a") is None
 
 
 @pytest.mark.parametrize("kind", [AccessDenied, NotSupported])

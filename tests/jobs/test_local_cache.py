@@ -7,12 +7,13 @@ import random
 import threading
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from backends import open_backend
-from backends.base import Backend
+from backends.base import Backend, ObjectInfo, ObjectReader
 from backends.errors import AccessDenied, BackendUnavailable
 from backends.settings import BucketSettings
 from storage_provider import cache_restore
@@ -569,6 +570,42 @@ def test_object_in_an_archive_class_proves_nothing(real_site: CacheSite, s3_serv
     assert (report.evicted.files, report.damaged.count) == (0, 1)
     assert "GLACIER" in str(report)
     assert real_site.files() == {path: b"content"}
+
+
+@on_sqlite
+def test_object_that_turns_out_to_be_archived_proves_nothing(site: CacheSite) -> None:
+    path = site.add("OldMedia", b"content", age=2 * DAY)
+    read = site.add("ReadableMedia", b"readable", age=2 * DAY)
+
+    class Tiered(MemoryBackend):
+        """Has a class that others do not know, and tells only who reads that an object has left it."""
+
+        def _info(self, key: str, content: bytes) -> ObjectInfo:
+            return replace(super()._info(key, content), storage_class="COLD")
+
+        def open(self, key: str, *, offset: int = 0, if_match: str | None = None) -> ObjectReader:
+            if key == path:
+                raise AccessDenied("archived", operation="open", key=key, code="InvalidObjectState", status=403)
+            return super().open(key, offset=offset, if_match=if_match)
+
+    bucket = Tiered()
+    bucket.objects |= {path: b"content", read: b"readable"}
+    site.backend = bucket
+    report = site.run_pass(local_cache={"max_age": "1d"})
+    assert (report.evicted.files, report.damaged.count) == (1, 1)
+    assert "its object is archived (COLD)" in str(report)
+    assert site.files() == {path: b"content"}
+
+
+@on_sqlite
+def test_nothing_is_sent_over_an_object_that_the_listing_lacks(site: CacheSite) -> None:
+    site.add("SomeMedia", b"content")
+    listless = bucket(site)
+    listless.list = lambda prefix="", *, start_after="": iter(())  # type: ignore[method-assign]
+    listless.calls.clear()
+    report = site.run_pass()
+    assert report.listed and report.uploaded.files == 0
+    assert listless.made("put") == []
 
 
 @on_each_database

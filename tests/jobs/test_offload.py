@@ -10,6 +10,7 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -18,12 +19,13 @@ from minio import MinioAdmin
 from minio.credentials.providers import StaticProvider
 
 from backends import open_backend
-from backends.base import Backend, ObjectInfo
+from backends.base import Backend, ObjectInfo, ObjectReader
+from backends.errors import AccessDenied
 from storage_provider import candidates, offload
 from storage_provider.bandwidth import Bandwidth
 from storage_provider.cache_db import CacheDb, Proof
 from storage_provider.failures import Failed
-from storage_provider.media_paths import Media
+from storage_provider.media_paths import MEDIA_ROOTS, Media
 from storage_provider.media_store import MediaStore
 from storage_provider.media_walk import MediaOnDisk, Unreadable, media_on_disk
 from storage_provider.proofs import Verify
@@ -223,7 +225,9 @@ def test_listing_that_lags_behind_costs_a_request_for_each_object_and_no_failure
     events = offloaded(site, bucket)
     assert failures(events) == []
     assert proofs(events) == ["put"] * len(before)
-    assert sorted(bucket.made("stat")) == sorted(before)
+    assert set(bucket.made("stat")) == set(before)
+    # The first below each root also before it was sent, as the listing lacked it.
+    assert len(bucket.made("stat")) <= len(before) + len(MEDIA_ROOTS)
     assert bucket.objects == before
     assert site.files() == {}
 
@@ -322,9 +326,11 @@ def test_what_others_sent_is_proved_by_its_checksum_without_reading(site: MediaS
         site.put(path, content)
     content = site.files()[in_parts]
     put_in_parts(site, in_parts, [content[: 5 << 20], content[5 << 20 :]])
+    files = site.files()
     done = site.sync("--delete")
     assert done.values["proofs"] == {"etag": len(before) + 1}
-    assert site.proxy.of("GET", "HEAD", "PUT") == []
+    assert site.proxy.of("GET", "PUT") == []
+    assert sorted(request.key for request in site.proxy.of("HEAD")) == sorted(files)
     assert site.files() == {}
 
 
@@ -364,7 +370,9 @@ def test_what_is_in_use_again_is_kept_without_reading_it(site: MediaSite, verify
         site.database.execute(USED, (now_ms() + 60_000, media_id))
     for _ in range(2):
         assert "Kept 3 files that are in use again or changed" in site.upload("--delete", "--verify", verify).lines
-    assert site.proxy.of("GET", "HEAD") == []
+    assert site.proxy.of("GET") == []
+    # The listing lacks it: is it not there?
+    assert [request.key for request in site.proxy.of("HEAD")] == [missing]
     assert [request.key for request in site.proxy.of("PUT")] == [missing]
     assert site.files() == before
 
@@ -518,6 +526,33 @@ def test_file_whose_object_is_archived_stays(site: MediaSite, verify: str, stora
 
 
 @QUICKLY
+@pytest.mark.parametrize("verify", ["proof", "full", "size"])
+@pytest.mark.parametrize("storage_class", ["INTELLIGENT_TIERING", "COLD"])
+def test_file_whose_object_turns_out_to_be_archived_stays(site: MediaSite, storage_class: str, verify: str) -> None:
+    archived, _readable = site.add_local("ArchivedMedia"), site.add_local("ReadableMedia")
+    before = site.files()
+
+    class Tiered(MemoryBackend):
+        """Tells by HEAD alone, or not before it is read, that an object cannot be."""
+
+        def _info(self, key: str, content: bytes) -> ObjectInfo:
+            info = replace(super()._info(key, content), storage_class=storage_class)
+            is_asked = self.calls[-1] == ("stat", archived) and storage_class == "INTELLIGENT_TIERING"
+            return replace(info, archive_status="ARCHIVE_ACCESS") if is_asked else info
+
+        def open(self, key: str, *, offset: int = 0, if_match: str | None = None) -> ObjectReader:
+            if key == archived:
+                raise AccessDenied("archived", operation="open", key=key, code="InvalidObjectState", status=403)
+            return super().open(key, offset=offset, if_match=if_match)
+
+    bucket = Tiered()
+    bucket.objects |= before
+    (reason,) = failures(offloaded(site, bucket, verify=Verify(verify)))
+    assert "is archived" in reason
+    assert site.files() == {archived: before[archived]}
+
+
+@QUICKLY
 def test_file_whose_object_is_archived_stays_where_listing_is_refused(site: MediaSite) -> None:
     path = site.add_local("ArchivedMedia")
     before = site.files()
@@ -628,13 +663,73 @@ def test_objects_are_found_by_listing_with_no_request_for_each(site: MediaSite) 
     before = site.add_some(20, size=10)
     site.sync()
     assert len(site.proxy.of("PUT")) == len(before)
-    assert site.proxy.of("GET", "HEAD") == []
+    assert site.proxy.of("GET") == []
+    assert len(site.proxy.of("HEAD")) <= len(site.proxy.listings) <= 4
     site.proxy.forget()
-    site.sync("--delete")
+    site.sync()
     assert site.proxy.of("GET", "HEAD", "PUT") == []
     # One page of each of the four roots.
     assert len(site.proxy.listings) <= 4
+
+
+@WIDELY
+def test_object_is_asked_for_before_its_file_is_removed(site: MediaSite) -> None:
+    before = site.add_some(20, size=10)
+    site.sync()
+    site.proxy.forget()
+    site.sync("--delete")
+    assert site.proxy.of("GET", "PUT") == []
+    assert sorted(request.key for request in site.proxy.of("HEAD")) == sorted(before)
     assert site.files() == {}
+
+
+@QUICKLY
+@pytest.mark.parametrize("verify", ["proof", "full", "size"])
+def test_file_whose_object_is_only_listed_stays(site: MediaSite, verify: str) -> None:
+    sent, found = site.add_local("SentMedia"), site.add_local("FoundMedia")
+    before = site.files()
+    site.put(found, before[found])
+    site.sync()
+    with site.proxy.refuse(404, "NoSuchKey", lambda request: request.method in ("GET", "HEAD") and not lists(request)):
+        done = site.sync("--delete", "--verify", verify, status=1)
+    for path in (sent, found):
+        assert f"failed: {path}: the object is not in the bucket, though it was there" in done.err
+    assert site.files() == before
+
+
+@QUICKLY
+def test_nothing_is_sent_over_an_object_that_the_listing_lacks(site: MediaSite) -> None:
+    for number in range(3):
+        # Nobody knows their SHA-256, and so that the disk has damaged them.
+        site.add_local(f"Some{number}Media", sha256=None)
+    bucket = MemoryBackend()
+    bucket.objects |= site.files()
+    for path, content in bucket.objects.items():
+        site.write(path, bytes(len(content)))
+    before = site.files()
+    bucket.list = lambda prefix="", *, start_after="": iter(())  # type: ignore[method-assign]
+    assert len(failures(offloaded(site, bucket))) == 3
+    assert bucket.made("put") == []
+    assert site.files() == before
+
+
+@pytest.mark.servers
+@pytest.mark.parametrize(
+    ("s3_server", "synapse_database", "backend"),
+    [("minio", "sqlite", "minio"), ("minio", "sqlite", "boto3")],
+    indirect=["s3_server", "synapse_database"],
+)
+def test_prefix_that_begins_with_a_slash_sends_nothing_twice(site: MediaSite) -> None:
+    """MinIO lists nothing below it."""
+    site.write_homeserver_yaml(prefix="/media")
+    before = site.add_some(5, size=10)
+    site.sync()
+    site.proxy.forget()
+    site.sync()
+    assert site.proxy.of("PUT") == []
+    site.sync("--delete")
+    assert site.files() == {}
+    assert {key.removeprefix("media/") for key in site.objects()} == set(before)
 
 
 @QUICKLY
