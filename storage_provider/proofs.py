@@ -10,7 +10,7 @@ from enum import Enum
 from typing import BinaryIO, Protocol
 
 from backends.base import Backend, ObjectInfo
-from backends.errors import AccessDenied
+from backends.errors import ObjectArchived
 from backends.settings import UNREADABLE_CLASSES
 from storage_provider.bandwidth import Bandwidth
 from storage_provider.failures import FileGone
@@ -102,9 +102,7 @@ def archive_of(backend: Backend, path: str, info: ObjectInfo) -> str | None:
     try:
         with backend.open(path, offset=max(info.size - 1, 0), if_match=info.etag or None) as reader:
             reader.read(1)
-    except AccessDenied as error:
-        if error.code != "InvalidObjectState":
-            raise
+    except ObjectArchived:
         return info.storage_class
     return None
 
