@@ -279,6 +279,8 @@ class S3Backend(Backend, Generic[Client]):
         return self._settings.key_prefix + key
 
     def _info(self, key: str, headers: Headers) -> ObjectInfo:
+        if not headers.get("etag") and headers.get("content-type", "").startswith("text/html"):
+            raise UnreadableReply("the answer is a page of HTML and no object")
         modified = headers.get("last-modified")
         total = headers.get("content-range", "").rpartition("/")[2] or headers.get("content-length", "")
         if not total.isdigit():
@@ -378,8 +380,16 @@ class S3Backend(Backend, Generic[Client]):
     def _put_whole(self, key: str, data: bytes, content_type: str | None, metadata: Mapping[str, str]) -> ObjectInfo:
         name = self._name(key)
         headers = self._call("put", key, lambda client: self._put_object(client, name, data, content_type, metadata))
+        etag = headers.get("etag", "")
+        if not etag:
+            # A page that something in front of the bucket puts up comes with status 200 too.
+            etag = hashlib.md5(data, usedforsecurity=False).hexdigest()
+            found = self._found(key)
+            # Of the same size may be the object that was to be replaced.
+            if found is None or found[0].etag != etag:
+                raise _unsettled(key)
         self._check_acknowledged("put", key, headers)
-        return self._stored(key, len(data), headers.get("etag", ""), metadata)
+        return self._stored(key, len(data), etag, metadata)
 
     def _put_parts(
         self, key: str, body: BinaryIO, size: int, content_type: str | None, metadata: Mapping[str, str]
@@ -393,12 +403,16 @@ class S3Backend(Backend, Generic[Client]):
 
         # A part and the abort after it share the time that the contract promises, and so do the requests at the end.
         def send(number: int, data: bytes) -> Part:
+            def request(client: Client) -> Headers:
+                headers = self._upload_part(client, name, upload_id, number, data)
+                if not headers.get("etag"):
+                    raise UnreadableReply("the answer to a part has no ETag")
+                return headers
+
             with self._transport.call(self._settings.read_timeout):
-                headers = self._call(
-                    "put", key, lambda client: self._upload_part(client, name, upload_id, number, data)
-                )
+                headers = self._call("put", key, request)
             self._check_acknowledged("put", key, headers)
-            return Part(number, headers.get("etag", "").strip('"'))
+            return Part(number, headers["etag"].strip('"'))
 
         try:
             parts = send_parts(
@@ -435,17 +449,22 @@ class S3Backend(Backend, Generic[Client]):
             if etag:
                 return etag
             # Ceph leaves it empty.
-        try:
-            headers = self._call("stat", key, lambda client: self._head_object(client, name, self._settings.uses_sse))
-            info = self._info(key, headers)
-        except (BackendError, UnreadableReply) as unsettled:
-            logger.debug("Whether the upload was completed could not be settled: %s", unsettled)
-        else:
+        found = self._found(key)
+        if found is not None:
+            info, headers = found
             if info.size == size and headers.get(_METADATA_HEADER + _UPLOAD_MARK) == mark:
                 return info.etag
-        if failure is not None:
-            raise failure
-        return ""
+        raise failure or _unsettled(key)
+
+    def _found(self, key: str) -> tuple[ObjectInfo, Headers] | None:
+        """What is there after the answer to an upload has left it open; None where that cannot be told either."""
+        name = self._name(key)
+        try:
+            headers = self._call("stat", key, lambda client: self._head_object(client, name, self._settings.uses_sse))
+            return self._info(key, headers), headers
+        except (BackendError, UnreadableReply) as error:
+            logger.debug("Whether the object was stored could not be settled: %s", error)
+            return None
 
     def _abort(self, key: str, upload_id: str) -> None:
         name = self._name(key)
@@ -502,6 +521,12 @@ def content_md5(body: bytes) -> str:
 def lowered(headers: Mapping[str, str]) -> Headers:
     """The headers of an answer as a backend gives them."""
     return {name.lower(): value for name, value in headers.items()}
+
+
+def _unsettled(key: str) -> BackendUnavailable:
+    return BackendUnavailable(
+        "unreadable reply: it has no ETag, and what was sent is not found in the bucket", operation="put", key=key
+    )
 
 
 def _checked_metadata(metadata: Mapping[str, str] | None) -> dict[str, str]:

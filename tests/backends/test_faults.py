@@ -71,6 +71,7 @@ DATE = "Mon, 02 Nov 2026 12:00:00 GMT"
 MARK = "x-amz-meta-s3-storage-provider-upload"
 SSE_ALGORITHM = "x-amz-server-side-encryption-customer-algorithm"
 HTML = "<!DOCTYPE html><html><body><h1>404 Not Found</h1><p>nginx</p></body></html>"
+SUCCESS_PAGE = reply(200, HTML, {"Content-Type": "text/html"})
 # Enough to fill the buffers of both sockets.
 TOO_MUCH = 32 << 20
 
@@ -241,6 +242,11 @@ FAULTS = [
         None,
         404,
     ),
+    Fault("a page of HTML with status 200", get, [SUCCESS_PAGE], BackendUnavailable, 3, None, 200),
+    Fault("a page of HTML with status 200 for a HEAD", stat, [SUCCESS_PAGE], BackendUnavailable, 3, None, 200),
+    Fault("a page of HTML with status 200 for a put", put, [SUCCESS_PAGE], BackendUnavailable, 2),
+    Fault("a page of HTML with status 200 for a put with SSE-C", put, [SUCCESS_PAGE], BackendUnavailable, 3, sse=True),
+    Fault("a put's answer without an ETag, and nothing there", put, [reply(200), reply(404)], BackendUnavailable, 2),
     Fault(
         "503 with a Retry-After of ten hours",
         get,
@@ -535,6 +541,35 @@ def test_put_sends_a_checksum_for_the_server_to_verify(make: Callable[..., Backe
     assert request.body == CONTENT
 
 
+def test_an_etag_that_the_answer_to_a_put_leaves_out_is_asked_for(make: Callable[..., Backend]) -> None:
+    md5 = hashlib.md5(CONTENT).hexdigest()
+    with ScriptedServer([reply(200), stored(ETag=f'"{md5}"')]) as server:
+        backend = make(server)
+        info = answer_of(lambda: backend.put("media/key", io.BytesIO(CONTENT), len(CONTENT)))
+        assert (info.size, info.etag) == (len(CONTENT), md5)
+        assert [request.method for request in server.requests] == ["PUT", "HEAD"]
+
+
+def test_an_older_object_of_the_same_size_is_not_taken_for_what_was_sent(make: Callable[..., Backend]) -> None:
+    with ScriptedServer([SUCCESS_PAGE, stored()]) as server:
+        backend = make(server)
+        assert type(error_of(lambda: put(backend))) is BackendUnavailable
+
+
+def test_an_object_without_an_etag_is_an_object(make: Callable[..., Backend]) -> None:
+    """Some proxies take it away."""
+    with ScriptedServer([reply(200, CONTENT, {"Content-Type": "text/plain"})]) as server:
+        backend = make(server)
+        assert answer_of(lambda: get(backend)) == CONTENT
+        assert answer_of(lambda: backend.stat("media/key")).size == len(CONTENT)
+
+
+def test_a_page_of_html_that_was_stored_is_an_object(make: Callable[..., Backend]) -> None:
+    with ScriptedServer([stored(HTML.encode(), Content_Type="text/html")]) as server:
+        backend = make(server)
+        assert answer_of(lambda: get(backend)) == HTML.encode()
+
+
 def test_put_does_not_ask_whether_it_may_send(make: Callable[..., Backend]) -> None:
     """Nobody would wait for the answer, and some proxies refuse the question."""
     with ScriptedServer([accepted()]) as server:
@@ -775,6 +810,17 @@ def test_an_etag_that_the_completion_leaves_out_is_asked_for(make: Callable[...,
         assert steps(server) == ["create", "part", "complete", "head"]
 
 
+@pytest.mark.parametrize("other", OTHERS)
+def test_a_completion_without_an_etag_that_did_nothing_is_an_error_and_aborted(
+    make: Callable[..., Backend], other: str
+) -> None:
+    completed = reply(200, "<html><body>Back soon</body></html>", {"Content-Type": "text/html"})
+    with ScriptedServer(Upload(complete=completed, head=OTHERS[other]).script()) as server:
+        backend = make(server)
+        assert type(error_of(lambda: put_parts(backend))) is BackendUnavailable
+        assert steps(server) == ["create", "part", "complete", "head", "abort"]
+
+
 def test_an_object_with_our_mark_but_another_size_is_an_error(make: Callable[..., Backend]) -> None:
     with ScriptedServer([drop()]) as server:
         server.script = Upload(complete=drop(), head=ours(server, 1199)).script()
@@ -788,6 +834,13 @@ def test_a_part_that_fails_aborts_the_upload(make: Callable[..., Backend]) -> No
         backend = make(server)
         assert type(error_of(lambda: put_parts(backend))) is AccessDenied
         assert steps(server) == ["create", "part", "abort"]
+
+
+def test_a_part_whose_answer_has_no_etag_is_sent_again(make: Callable[..., Backend]) -> None:
+    with ScriptedServer(Upload(part=SUCCESS_PAGE).script()) as server:
+        backend = make(server)
+        assert type(error_of(lambda: put_parts(backend))) is BackendUnavailable
+        assert steps(server) == ["create", "part", "part", "part", "abort"]
 
 
 def test_a_part_that_hangs_aborts_the_upload(make: Callable[..., Backend]) -> None:
