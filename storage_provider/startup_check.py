@@ -50,7 +50,11 @@ def prefix_problem(settings: ProviderSettings) -> Problem | None:
     if settings.raw_prefix or not settings.prefix or settings.prefix.endswith("/"):
         return None
     raw = settings.model_copy(update={"raw_prefix": True})
-    if not _holds_media(raw):
+    try:
+        if not _holds_media(raw):
+            return None
+    except AccessDenied:
+        # Whoever may list only below the prefix may not list this.
         return None
     spelling = f"the keys start with {settings.prefix + MEDIA_ROOTS[0]!r}, without a slash after the prefix"
     if _holds_media(settings):

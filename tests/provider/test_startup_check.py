@@ -12,6 +12,7 @@ from backends import open_backend
 from storage_provider.media_paths import MEDIA_ROOTS
 from storage_provider.settings import ProviderSettings
 from storage_provider.startup_check import Problem, find_problem
+from tests.backends.scripted_server import Behaviour, Request, ScriptedServer, error, from_request, reply
 from tests.servers import S3Server, make_client
 from tests.servers.process import free_port
 
@@ -111,6 +112,18 @@ def test_a_prefix_with_its_slash_can_be_read_in_one_way_only(check: Check, put: 
     assert check(prefix="media/") is None
     assert check(prefix="other") is None
     assert check() is None
+
+
+@pytest.mark.parametrize("backend", ["minio", "boto3"])
+def test_credentials_that_may_list_only_below_the_prefix_are_well(check: Check, backend: str) -> None:
+    def answer(request: Request) -> Behaviour:
+        is_allowed = request.query["prefix"].startswith("media/")
+        return reply(200, "<ListBucketResult/>") if is_allowed else error(403, "AccessDenied")
+
+    with ScriptedServer([from_request(answer)]) as server:
+        assert check(endpoint_url=server.endpoint, backend=backend, prefix="media") is None
+        # The other spelling has been looked for.
+        assert "medialocal_content/" in [request.query["prefix"] for request in server.requests]
 
 
 def test_keys_that_only_look_alike_are_no_media(check: Check, put: Callable[[str], None]) -> None:
