@@ -25,6 +25,7 @@ _LISTING_PARAMETERS = {
     "prefix": "Prefix",
     "start-after": "StartAfter",
     "continuation-token": "ContinuationToken",
+    "marker": "Marker",
     "encoding-type": "EncodingType",
 }
 
@@ -67,7 +68,8 @@ class Boto3Backend(S3Backend["S3Client"]):
             events.register("before-parameter-build.s3", _do_not_redirect)
         events.register("before-parse.s3", _keep_headers)
         # Before botocore parses the page to see whether it is an error.
-        events.register_first("before-parse.s3.ListObjectsV2", _keep_listing)
+        for listing in ("ListObjectsV2", "ListObjects"):
+            events.register_first(f"before-parse.s3.{listing}", _keep_listing)
         events.register("before-call.s3.DeleteObjects", _add_content_md5)
         return client
 
@@ -125,7 +127,8 @@ class Boto3Backend(S3Backend["S3Client"]):
         }
         if "max-keys" in query:
             options["MaxKeys"] = int(query["max-keys"])
-        reply: Any = client.list_objects_v2(Bucket=self._settings.bucket, **options)
+        request = client.list_objects_v2 if "list-type" in query else client.list_objects
+        reply: Any = request(Bucket=self._settings.bucket, **options)
         page: bytes = reply["Page"]
         return page
 

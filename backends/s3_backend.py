@@ -126,7 +126,7 @@ class S3Backend(Backend, Generic[Client]):
 
     @abstractmethod
     def _list_page(self, client: Client, query: Mapping[str, str]) -> bytes:
-        """The XML of one page of ListObjectsV2; `query` holds the parameters as S3 names them."""
+        """The XML of one page of ListObjectsV2, or of version 1 without `list-type`; `query` is as S3 names things."""
 
     @abstractmethod
     def _delete_object(self, client: Client, name: str) -> None: ...
@@ -238,14 +238,11 @@ class S3Backend(Backend, Generic[Client]):
                 key = entry.key[len(self._settings.key_prefix) :]
                 if key:
                     yield ObjectInfo(key, entry.size, entry.etag, entry.last_modified, entry.storage_class)
+            if "marker" in query and not page.entries:
+                raise NotSupported("the server's listing ends before it is complete", operation="list", key=prefix)
             if not page.is_truncated:
                 return
-            if not page.next_token or page.next_token == query.get("continuation-token"):
-                raise BackendUnavailable(
-                    "the listing says that it goes on, but not where", operation="list", key=prefix
-                )
-            query = {name: value for name, value in query.items() if name != "start-after"}
-            query["continuation-token"] = page.next_token
+            query = self._next_query(prefix, query, page)
 
     def delete(self, keys: Iterable[str]) -> Iterator[DeleteFailure]:
         remaining = iter(keys)
@@ -306,6 +303,16 @@ class S3Backend(Backend, Generic[Client]):
         if start_after:
             query["start-after"] = self._settings.key_prefix + start_after
         return query
+
+    def _next_query(self, prefix: str, query: Mapping[str, str], page: ListingPage) -> dict[str, str]:
+        asked = {name: query[name] for name in ("list-type", "encoding-type", "prefix") if name in query}
+        if page.next_token and page.next_token != query.get("continuation-token"):
+            return asked | {"continuation-token": page.next_token}
+        if page.next_token or not page.entries:
+            raise BackendUnavailable("the listing says that it goes on, but not where", operation="list", key=prefix)
+        # A server that knows version 1 only has ignored "list-type".
+        asked.pop("list-type", None)
+        return asked | {"marker": page.entries[-1].key}
 
     def _page(self, prefix: str | None, query: Mapping[str, str], operation: str = "list") -> ListingPage:
         return self._call(operation, prefix, lambda client: parse_listing(self._list_page(client, query)))

@@ -148,14 +148,16 @@ def encrypted() -> Behaviour:
     return reply(200, b"", {"ETag": '"0123"', SSE_ALGORITHM: "AES256"})
 
 
-def page(*keys: str, token: str | None = None, before: str = "") -> Behaviour:
-    """A page of a listing."""
+def page(*keys: str, token: str | None = None, truncated: bool = False, before: str = "") -> Behaviour:
+    """A page of a listing, of version 1 where it is truncated without a token."""
     entries = "".join(
         f"<Contents><Key>{escape(key)}</Key><LastModified>2026-11-02T12:00:00.000Z</LastModified>"
         "<ETag>&quot;0123&quot;</ETag><Size>5</Size><StorageClass>STANDARD</StorageClass></Contents>"
         for key in keys
     )
-    goes_on = f"<IsTruncated>true</IsTruncated><NextContinuationToken>{token}</NextContinuationToken>" if token else ""
+    goes_on = f"<IsTruncated>{str(truncated or token is not None).lower()}</IsTruncated>"
+    if token is not None:
+        goes_on += f"<NextContinuationToken>{token}</NextContinuationToken>"
     return reply(
         200,
         f'<?xml version="1.0"?>{before}<ListBucketResult xmlns="http://s3.amazonaws.com/doc/2006-03-01/">'
@@ -321,6 +323,8 @@ FAULTS = [
         BackendUnavailable,
         1,
     ),
+    Fault("a listing of version 1 that starts again", listing, [page("media/a", truncated=True)], NotSupported, 2),
+    Fault("a listing of version 1 that is cut off", listing, [page("media/a", truncated=True), page()], NotSupported, 2),
     Fault("a listing with a bad size", listing, [reply(200, "<ListBucketResult><Contents><Key>media/a</Key><Size>x</Size></Contents></ListBucketResult>")], BackendUnavailable, 3, None, 200),
     Fault("a range that was ignored", get_part, [stored()], BackendUnavailable, 3, None, 200),
     Fault(
@@ -576,6 +580,24 @@ def test_put_does_not_ask_whether_it_may_send(make: Callable[..., Backend]) -> N
         put(make(server))
     (request,) = server.requests
     assert "Expect" not in request.headers
+
+
+# --- listings ---
+
+
+def test_a_server_that_knows_version_1_of_listings_only_is_listed_to_the_end(make: Callable[..., Backend]) -> None:
+    keys = [f"media/{name}" for name in ("a", "b c", "d&e+f", "g\u00e9", "h")]
+
+    def answer(request: Request) -> Behaviour:
+        later = [key for key in keys if key > request.query.get("marker", "")]
+        return page(*later[:2], truncated=len(later) > 2)
+
+    with ScriptedServer([from_request(answer)]) as server:
+        assert answer_of(lambda: listing(make(server))) == keys
+        assert len(server.requests) == 3
+        # Not version 2, in which a marker means nothing.
+        assert all("list-type" not in request.query for request in server.requests[1:])
+        assert all(request.query["encoding-type"] == "url" for request in server.requests)
 
 
 # --- readers ---
