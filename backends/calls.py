@@ -16,6 +16,7 @@ from backends.errors import (
     AccessDenied,
     BackendError,
     BackendUnavailable,
+    RequestRejected,
     SettingsError,
     cause_chain,
     detach,
@@ -116,7 +117,13 @@ class Caller(Generic[Client]):
             reason = self.secrets.scrub(f"no answer from {self._endpoint()}: {innermost(cause)}")
             return BackendUnavailable(reason, operation=operation, key=key)
         kind: type[BackendError] = BackendUnavailable
-        if not answer.readable or (answer.status < 300 and answer.code is None):
+        if answer.status == 413 and answer.code is None:
+            kind = RequestRejected
+            reason = (
+                "a proxy in front of the bucket allows no body of this size (status 413): "
+                "raise its limit (of nginx: client_max_body_size)"
+            )
+        elif not answer.readable or (answer.status < 300 and answer.code is None):
             reason = f"unreadable reply (status {answer.status}): {innermost(cause)}"
             if answer.status >= 300:
                 reason = f"status {answer.status} with a body that is not S3's; is endpoint_url right?"

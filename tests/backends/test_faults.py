@@ -199,6 +199,8 @@ ANSWERS = [
     (400, "InvalidStorageClass", put, RequestRejected, 1),
     (416, "InvalidRange", get_part, RequestRejected, 1),
     (301, "PermanentRedirect", get, RequestRejected, 1),
+    (413, None, put, RequestRejected, 1),
+    (413, "EntityTooLarge", put, RequestRejected, 1),
     (500, "InternalError", get, BackendUnavailable, 3),
     (500, None, get, BackendUnavailable, 3),
     (500, None, stat, BackendUnavailable, 3),
@@ -234,6 +236,7 @@ FAULTS = [
     *(answer_fault(*answer) for answer in ANSWERS),
     Fault("a page of HTML", get, [reply(404, HTML)], BackendUnavailable, 3, None, 404),
     Fault("a page of HTML for a put", put, [reply(403, HTML)], BackendUnavailable, 3, None, 403),
+    Fault("a page of HTML for a put that is too large", put, [reply(413, HTML)], RequestRejected, 1, None, 413),
     Fault("a page of HTML for a deletion", delete, [reply(404, HTML)], BackendUnavailable, 3, None, 404),
     Fault(
         "a page of HTML for a single deletion",
@@ -572,6 +575,12 @@ def test_a_page_of_html_that_was_stored_is_an_object(make: Callable[..., Backend
     with ScriptedServer([stored(HTML.encode(), Content_Type="text/html")]) as server:
         backend = make(server)
         assert answer_of(lambda: get(backend)) == HTML.encode()
+
+
+def test_a_proxy_that_limits_bodies_is_told_with_the_remedy(make: Callable[..., Backend]) -> None:
+    with ScriptedServer([reply(413, HTML)]) as server:
+        backend = make(server)
+        assert "client_max_body_size" in str(error_of(lambda: put(backend)))
 
 
 def test_put_does_not_ask_whether_it_may_send(make: Callable[..., Backend]) -> None:
