@@ -62,6 +62,8 @@ class Boto3Backend(S3Backend["S3Client"]):
             region_name=self._region,
             config=Config(**config),
         )
+        # The environment or a profile may name the endpoint, where the settings do not.
+        settings.check_key_stays_secret(client.meta.endpoint_url.startswith("https:"))
         events: Any = client.meta.events
         events.register("before-send.s3", self._send)
         if not settings.is_aws:

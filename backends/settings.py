@@ -193,13 +193,17 @@ class BucketSettings(StrictSettings):
             raise SettingsError(("raw_prefix",), "says how the prefix is joined, but there is no prefix")
         if self.sse_customer_key is not None:
             decode_sse_key(self.sse_customer_key.get_secret_value().encode(), "sse_customer_key")
-        if self.uses_sse and not self.is_https and not self.allow_insecure_sse:
+        self.check_key_stays_secret(self.is_https)
+        return self
+
+    def check_key_stays_secret(self, is_https: bool) -> None:
+        """Raise `SettingsError` where the encryption key would be sent in the clear, and that is not allowed."""
+        if self.uses_sse and not is_https and not self.allow_insecure_sse:
             raise SettingsError(
                 ("endpoint_url",),
                 "the encryption key would be sent in the clear over http: use https, "
                 "or set allow_insecure_sse: true where the network is trusted",
             )
-        return self
 
     def _given(self, name: str) -> bool:
         return getattr(self, name) is not None or getattr(self, f"{name}_path") is not None
