@@ -72,8 +72,10 @@ class Caller(Generic[Client]):
                     raise BackendUnavailable("the backend is closed", operation=operation, key=key)
                 attempts -= 1
                 self._transport.forget_answer()
+                client = None
                 try:
-                    result = request(self.client())
+                    client = self.client()
+                    result = request(client)
                     self._check_answer()
                     return result
                 except Exception as caught:
@@ -83,7 +85,7 @@ class Caller(Generic[Client]):
                 error = self._translate(operation, key, cause)
                 if error is None:
                     raise cause
-                if may_reload and error.code in EXPIRED_CREDENTIALS and self._reload_credentials():
+                if may_reload and _may_have_expired(error) and self._has_newer_credentials_than(client):
                     may_reload = False
                     attempts += 1
                     continue
@@ -156,15 +158,24 @@ class Caller(Generic[Client]):
                 self._client = self._connect(access_key)
             return self._client
 
-    def _reload_credentials(self) -> bool:
-        if not self._credentials.reload():
-            return False
+    def _has_newer_credentials_than(self, client: Client | None) -> bool:
         with self._lock:
-            self._client = None
-        return True
+            # Another call may have found them already.
+            if self._client is client:
+                if not self._credentials.reload():
+                    return False
+                self._client = None
+            return True
 
     def _endpoint(self) -> str:
         return self._settings.endpoint_url or "AWS"
+
+
+def _may_have_expired(error: BackendError) -> bool:
+    if error.code is None:
+        # The answer to a HEAD has no body that could say it.
+        return error.status in (400, 401, 403)
+    return error.code in EXPIRED_CREDENTIALS
 
 
 def _gave_up(error: Exception) -> bool:
