@@ -30,6 +30,7 @@ from backends.errors import (
     BucketNotFound,
     EncryptionNotApplied,
     NotSupported,
+    PreconditionFailed,
     RequestRejected,
     error_class,
 )
@@ -202,6 +203,7 @@ class S3Backend(Backend, Generic[Client]):
                 headers, raw = self._get_object(client, name, offset, if_match, encrypted)
                 try:
                     info = self._info(key, headers)
+                    _check_match(info, if_match)
                     _check_range(headers, offset)
                 except BaseException:
                     raw.close()
@@ -290,7 +292,8 @@ class S3Backend(Backend, Generic[Client]):
         return ObjectInfo(
             key,
             int(total),
-            headers.get("etag", "").strip('"'),
+            # Proxies that compress mark it as weak, whether they compress this answer or not.
+            headers.get("etag", "").removeprefix("W/").strip('"'),
             parsedate_to_datetime(modified) if modified else None,
             headers.get("x-amz-storage-class") or "STANDARD",
             metadata,
@@ -542,6 +545,12 @@ def _checked_metadata(metadata: Mapping[str, str] | None) -> dict[str, str]:
         if not (text.isascii() and text.isprintable()):
             raise ValueError("names and values of metadata must be printable ASCII")
     return checked
+
+
+def _check_match(info: ObjectInfo, if_match: str | None) -> None:
+    """Make sure that it is the object that was asked for: a server may ignore the condition."""
+    if if_match is not None and info.etag not in ("", if_match):
+        raise PreconditionFailed("the object has been replaced by another one", operation="open", key=info.key)
 
 
 def _check_range(headers: Headers, offset: int) -> None:

@@ -100,6 +100,11 @@ def get_part(backend: Backend) -> object:
         return reader.read(1000)
 
 
+def get_if_match(backend: Backend) -> object:
+    with backend.open("media/key", if_match="0123") as reader:
+        return reader.read(1000)
+
+
 def stat(backend: Backend) -> object:
     return backend.stat("media/key")
 
@@ -329,6 +334,7 @@ FAULTS = [
     Fault("a listing of version 1 that starts again", listing, [page("media/a", truncated=True)], NotSupported, 2),
     Fault("a listing of version 1 that is cut off", listing, [page("media/a", truncated=True), page()], NotSupported, 2),
     Fault("a listing with a bad size", listing, [reply(200, "<ListBucketResult><Contents><Key>media/a</Key><Size>x</Size></Contents></ListBucketResult>")], BackendUnavailable, 3, None, 200),
+    Fault("a condition that was ignored", get_if_match, [stored(ETag='"4567"')], PreconditionFailed, 1),
     Fault("a range that was ignored", get_part, [stored()], BackendUnavailable, 3, None, 200),
     Fault(
         "a range from elsewhere",
@@ -589,6 +595,16 @@ def test_put_does_not_ask_whether_it_may_send(make: Callable[..., Backend]) -> N
         put(make(server))
     (request,) = server.requests
     assert "Expect" not in request.headers
+
+
+@pytest.mark.parametrize("headers", [{"ETag": '"0123"'}, {"ETag": 'W/"0123"'}, {}], ids=str)
+def test_an_object_that_may_be_the_one_that_was_named_is_read(
+    make: Callable[..., Backend], headers: dict[str, str]
+) -> None:
+    with ScriptedServer([reply(200, CONTENT, headers)]) as server:
+        backend = make(server)
+        assert answer_of(lambda: get_if_match(backend)) == CONTENT
+        assert server.requests[0].headers["If-Match"] == '"0123"'
 
 
 # --- listings ---
