@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING, Any
 import boto3
 from botocore.awsrequest import AWSPreparedRequest, AWSResponse
 from botocore.config import Config
-from botocore.exceptions import BotoCoreError, ClientError
+from botocore.exceptions import BotoCoreError, ClientError, InvalidRegionError
 
 from backends.credentials import AccessKey
+from backends.errors import SettingsError
 from backends.multipart import Part
 from backends.reader import RawBody
 from backends.s3_backend import Headers, S3Backend, content_md5, lowered
@@ -56,12 +57,18 @@ class Boto3Backend(S3Backend["S3Client"]):
             aws_secret_access_key=access_key.secret_access_key if access_key else None,
             aws_session_token=access_key.session_token if access_key else None,
         )
-        client = session.client(
-            "s3",
-            endpoint_url=settings.endpoint_url,
-            region_name=self._region,
-            config=Config(**config),
-        )
+        try:
+            client = session.client(
+                "s3",
+                endpoint_url=settings.endpoint_url,
+                region_name=self._region,
+                config=Config(**config),
+            )
+        except InvalidRegionError as error:
+            raise SettingsError(("region_name",), str(error)) from error
+        except ValueError as error:
+            # Such as a host with an underscore, as Docker allows them.
+            raise SettingsError(("endpoint_url",), f"boto3 cannot use it: {error}") from error
         # The environment or a profile may name the endpoint, where the settings do not.
         settings.check_key_stays_secret(client.meta.endpoint_url.startswith("https:"))
         events: Any = client.meta.events

@@ -11,9 +11,15 @@ from backends.errors import (
     BackendError,
     BucketNotFound,
     EncryptionNotApplied,
+    SettingsError,
 )
 from storage_provider.media_paths import MEDIA_ROOTS
 from storage_provider.settings import ProviderSettings
+
+# Of AWS, Garage and Cloudflare.
+_OF_THE_REGION = frozenset({"AuthorizationHeaderMalformed", "InvalidRegionName", "PermanentRedirect"})
+# Of Tencent and Aliyun.
+_OF_THE_ADDRESS = frozenset({"PathStyleDomainForbidden", "SecondLevelDomainForbidden"})
 
 
 @dataclass(frozen=True)
@@ -71,6 +77,15 @@ def _advice(settings: ProviderSettings, error: BackendError) -> str:
         return f"There is no bucket {settings.bucket!r} at {where}: create it, or correct `bucket` or `endpoint_url`"
     if isinstance(error, EncryptionNotApplied):
         return f"{where} does not encrypt with `sse_customer_key`, so no media is sent there"
+    if error.code in _OF_THE_REGION:
+        return (
+            f"{where} expects another region: correct `region_name` (it is `garage` for Garage, where not "
+            "configured otherwise), or the region in `endpoint_url`"
+        )
+    if error.code in _OF_THE_ADDRESS:
+        return f"{where} wants the bucket's name before its own: set `addressing_style: virtual`"
+    if isinstance(error.__cause__, SettingsError):
+        return f"The settings for bucket {settings.bucket!r} cannot be used"
     if isinstance(error, AccessDenied):
         return (
             f"{where} refuses the credentials for bucket {settings.bucket!r}: correct `access_key_id` and "

@@ -41,6 +41,21 @@ def make() -> Iterator[Callable[..., Backend]]:
         backend.close()
 
 
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"endpoint_url": "http://minio_server:9000"}, "endpoint_url: .*Invalid endpoint: http://minio_server:9000"),
+        ({"region_name": "not_a_region"}, "region_name: .*'not_a_region'"),
+    ],
+)
+def test_what_botocore_refuses_is_told_with_its_setting(
+    make: Callable[..., Backend], settings: dict[str, str], words: str
+) -> None:
+    with pytest.raises(AccessDenied, match=words) as caught:
+        make(**settings).check()
+    assert isinstance(caught.value.__cause__, SettingsError)
+
+
 @pytest.fixture(params=["AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL", "profile"])
 def environments_server(
     request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, tmp_path: Path

@@ -72,6 +72,31 @@ def test_an_endpoint_where_nobody_listens(check: Check) -> None:
     assert "is `endpoint_url` right" in problem.text
 
 
+@pytest.mark.parametrize("backend", ["minio", "boto3"])
+@pytest.mark.parametrize(
+    ("status", "code", "words"),
+    [
+        (400, "AuthorizationHeaderMalformed", "correct `region_name`"),
+        (400, "InvalidRegionName", "correct `region_name`"),
+        (301, "PermanentRedirect", "correct `region_name`"),
+        (403, "SecondLevelDomainForbidden", "set `addressing_style: virtual`"),
+        (400, "PathStyleDomainForbidden", "set `addressing_style: virtual`"),
+    ],
+)
+def test_an_error_that_a_setting_mends_names_it(check: Check, backend: str, status: int, code: str, words: str) -> None:
+    with ScriptedServer([error(status, code)]) as server:
+        problem = check(endpoint_url=server.endpoint, backend=backend)
+    assert problem is not None
+    assert words in problem.text
+
+
+def test_an_endpoint_that_boto3_cannot_use(check: Check) -> None:
+    problem = check(endpoint_url="http://minio_server:9000", backend="boto3")
+    assert problem is not None
+    assert "endpoint_url: boto3 cannot use it" in problem.text
+    assert "access_key_id" not in problem.text
+
+
 def test_credentials_that_cannot_be_read(check: Check) -> None:
     nowhere = {"access_key_id": None, "secret_access_key": None}
     paths = {"access_key_id_path": "/no/such/file", "secret_access_key_path": "/no/such/file"}
