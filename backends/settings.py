@@ -30,6 +30,9 @@ _Settings = TypeVar("_Settings", bound="StrictSettings")
 
 _SIZE_UNITS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
 
+# Of botocore's partitions, those that the public can reach.
+_AWS_DOMAINS = (".amazonaws.com", ".amazonaws.com.cn", ".amazonaws.eu")
+
 SSE_KEY_BYTES = 32
 
 UNREADABLE_CLASSES = frozenset({"GLACIER", "DEEP_ARCHIVE"})
@@ -227,7 +230,7 @@ class BucketSettings(StrictSettings):
     def is_aws(self) -> bool:
         """Whether the endpoint is Amazon's."""
         host = urlsplit(self.endpoint_url).hostname or "" if self.endpoint_url else "amazonaws.com"
-        return host.endswith((".amazonaws.com", ".amazonaws.com.cn")) or host == "amazonaws.com"
+        return f".{host}".endswith(_AWS_DOMAINS)
 
     @property
     def key_prefix(self) -> str:
