@@ -23,11 +23,13 @@ from storage_provider.bandwidth import Bandwidth
 from storage_provider.cache_db import KINDS, CacheDb, CachedMedia
 from storage_provider.candidates import NotOnDisk, OnDisk, candidates, in_batches
 from storage_provider.cli_output import Output, readable_size
+from storage_provider.errors import ConfigurationError
 from storage_provider.failures import Failed
 from storage_provider.media_store import MediaStore
 from storage_provider.offload import Deleted, Event, Gone, Kept, MediaDone, Offload, Uploaded
 from storage_provider.proofs import Verify
 from storage_provider.settings import ProviderSettings
+from storage_provider.startup_check import prefix_problem
 
 if TYPE_CHECKING:
     from storage_provider.database import DatabaseArguments
@@ -131,7 +133,18 @@ class Run:
                 raise
             # Perhaps only listing is refused: then objects are asked for one by one.
             self.output.complain(f"The bucket cannot be listed, which makes this slow: {error.reason}")
+        else:
+            self._check_prefix()
         self.backend.check_encryption()
+
+    def _check_prefix(self) -> None:
+        """Raise `ConfigurationError` where the media stands under another spelling of the configured prefix."""
+        with contextlib.suppress(AccessDenied):
+            problem = prefix_problem(self.settings)
+            if problem is not None and problem.hides_media:
+                raise ConfigurationError(problem.text)
+            if problem is not None:
+                self.output.complain(problem.text)
 
 
 def _place(settings: ProviderSettings) -> str:

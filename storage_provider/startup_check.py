@@ -21,6 +21,9 @@ _OF_THE_REGION = frozenset({"AuthorizationHeaderMalformed", "InvalidRegionName",
 # Of Tencent and Aliyun.
 _OF_THE_ADDRESS = frozenset({"PathStyleDomainForbidden", "SecondLevelDomainForbidden"})
 
+# A request for each of them tells, instead of one for each of `MEDIA_ROOTS`.
+_BEGINNINGS = ("local_", "remote_")
+
 
 @dataclass(frozen=True)
 class Problem:
@@ -99,6 +102,6 @@ def _advice(settings: ProviderSettings, error: BackendError) -> str:
 def _holds_media(settings: ProviderSettings) -> bool:
     backend = open_backend(settings)
     try:
-        return any(next(backend.list(root), None) is not None for root in MEDIA_ROOTS)
+        return any(info.key.startswith(MEDIA_ROOTS) for begin in _BEGINNINGS for info in backend.list(begin))
     finally:
         backend.close()

@@ -370,6 +370,37 @@ def test_several_files_and_providers_and_options_that_override(site: MediaSite) 
     assert site.files() == {}
 
 
+@QUICKLY
+def test_prefix_of_homeserver_yaml_that_hides_the_media_of_the_older_tool_is_2(site: MediaSite) -> None:
+    path = site.add_local("AbcdEfgh")
+    site.write_homeserver_yaml(prefix="media")
+    site.run("update-db", "0d")
+    site.put(f"media{path}", b"stored by synapse-s3-storage-provider")
+    before = site.files()
+    for command in (("sync", "--delete"), ("upload",), ("restore", "--all")):
+        refused = site.run(*command, status=2)
+        assert "set `raw_prefix: true`" in refused.err and refused.err.count("\n") == 1, command
+    assert list(site.objects()) == [f"media{path}"]
+    assert site.files() == before
+    # Who gives the prefix himself means it as it is, and so does who has moved the media.
+    site.run("sync", "--older-than", "0d", "--prefix", "media/")
+    assert sorted(site.objects()) == [f"media/{path}", f"media{path}"]
+    assert "Some media in the bucket will not be found" in site.sync("--delete").err
+    assert site.files() == {}
+
+
+@QUICKLY
+def test_prefix_is_checked_by_two_requests_and_a_refusal_of_them_is_no_problem(site: MediaSite) -> None:
+    site.write_homeserver_yaml(prefix="media")
+    site.proxy.forget()
+    site.sync()
+    listed = [prefix for request in site.proxy.requests for prefix in request.query.get("prefix", ())]
+    assert listed == ["media/", "medialocal_", "mediaremote_"]
+    with site.proxy.refuse(403, "AccessDenied", lambda request: request.query.get("prefix") == ["medialocal_"]) as told:
+        assert site.sync().err == ""
+    assert told.hits == 1
+
+
 @ENCRYPTED
 def test_encryption_key_of_the_configuration_or_of_a_file(site: MediaSite) -> None:
     site.secrets.append(SSE_KEY)
