@@ -125,6 +125,10 @@ def upload(
                 "--delete asks Synapse's database whether media is still unused, but there is no database.yaml or "
                 "homeserver.yaml here: give --homeserver-config-path."
             )
+        if delete and cache.unused_before is None:
+            raise click.UsageError(
+                f"{cache_db} does not tell since when media counts as unused: run `update-db DURATION` first."
+            )
         database = None if arguments is None else stack.enter_context(cli_runs.connect(arguments))
         sys.exit(cli_runs.offload(run, cache, database, delete=delete, verify=Verify(verify)))
 

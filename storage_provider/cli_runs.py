@@ -308,7 +308,7 @@ def offload(
         workers=run.workers,
         delete=delete,
         verify=verify,
-        unused_before=cache.unused_before or int(time.time() * 1000),
+        unused_before=cache.unused_before,
         limit=limit,
         ends_at=run.ends_at,
     )

@@ -133,6 +133,23 @@ def test_old_cache_db_is_taken_over_as_it_is(site: MediaSite) -> None:
 
 
 @QUICKLY
+def test_old_cache_db_that_does_not_tell_since_when_media_is_unused_frees_nothing(site: MediaSite) -> None:
+    path = site.add_local("OldLocalMedia", b"o" * 500, last_access_ts=now_ms() - 60_000)
+    site.write_database_yaml()
+    make_old_cache(site, ("", "OldLocalMedia", "OldLocalMedia", "local", False))
+    refused = site.upload("--delete", status=2)
+    assert "`update-db DURATION`" in refused.err
+    assert site.files() == {path: b"o" * 500}
+    assert MediaStore(site.store).offloaded_before() is None
+    site.upload()
+    site.run("update-db", "1h")
+    assert "Kept 1 files that are in use again or changed" in site.upload("--delete").lines
+    site.run("update-db", "0d")
+    site.upload("--delete")
+    assert site.files() == {}
+
+
+@QUICKLY
 def test_upload_needs_neither_database_nor_configuration(site: MediaSite) -> None:
     path = site.add_local("OldLocalMedia", b"o" * 500)
     make_old_cache(site, ("", "OldLocalMedia", "OldLocalMedia", "local", False))
