@@ -121,6 +121,13 @@ class _Postgres:
     byte_order = ' COLLATE "C"'
 
     def __init__(self, arguments: Mapping[str, Any]) -> None:
+        try:
+            import psycopg2  # noqa: F401 - not needed with SQLite
+        except ImportError as error:
+            raise SynapseDbError(
+                f"The PostgreSQL database needs psycopg2, which cannot be loaded ({error}): run this in Synapse's Python "
+                'environment, or install it here: pip install "enhanced-s3-storage-provider[postgres]"'
+            ) from None
         given = {
             name: value
             for name, value in arguments.items()
@@ -176,7 +183,7 @@ class _Postgres:
                 self._connection.close()
 
     def _connect(self) -> PostgresConnection:
-        import psycopg2  # not needed with SQLite
+        import psycopg2
 
         connection: PostgresConnection = psycopg2.connect(**self._arguments)
         # Said with BEGIN, not to the session.

@@ -19,6 +19,7 @@ distribution = importlib.metadata.distribution("enhanced-s3-storage-provider")
 assert distribution.version == "2.0.0.dev0", distribution.version
 assert importlib.util.find_spec("s3_storage_provider"), "s3_storage_provider is not there"
 assert importlib.util.find_spec("storage_provider"), "storage_provider is not there"
+assert not importlib.util.find_spec("psycopg2"), "a driver would be written over that of Synapse"
 import backends
 for module in pkgutil.walk_packages(backends.__path__, "backends."):
     importlib.import_module(module.name)
