@@ -51,7 +51,7 @@ def open_database(arguments: DatabaseArguments) -> Database:
 class Database(Protocol):
     """SQL with `?` for arguments; errors are `SynapseDbError`s.
 
-    May be used from many threads at once. Nothing is ever written.
+    May be used from many threads at once; a question after `close` is an error. Nothing is ever written.
     """
 
     byte_order: str
@@ -143,6 +143,7 @@ class _Postgres:
         self._arguments = {"connect_timeout": _CONNECT_SECONDS, "client_encoding": "UTF8", **given}
         self._lock = threading.Lock()
         self._connection: PostgresConnection | None = None
+        self._is_closed = False
 
     def columns(self, table: str) -> set[str]:
         return {
@@ -156,6 +157,8 @@ class _Postgres:
 
     def query(self, sql: str, arguments: Row) -> list[Row]:
         with self._lock, self._as_database_error():
+            if self._is_closed:
+                raise SynapseDbError("The PostgreSQL database cannot be read: its connection has been closed")
             kept = self._connection
             if kept is not None and not kept.closed:
                 try:
@@ -179,6 +182,7 @@ class _Postgres:
 
     def close(self) -> None:
         with self._lock:
+            self._is_closed = True
             if self._connection is not None:
                 self._connection.close()
 

@@ -134,11 +134,11 @@ class MediaStore:
         """Open a regular file for reading. Raises `FileNotFoundError`, and `OSError` for a symbolic link."""
         *directories, name = segments_of(path)
         with self.directory(directories) as parent:
-            file = os.fdopen(os.open(name, READ, dir_fd=parent), "rb")
-        if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
-            file.close()
+            descriptor = os.open(name, READ, dir_fd=parent)
+        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+            os.close(descriptor)
             raise OSError(errno.EINVAL, "not a regular file", path)
-        return file
+        return os.fdopen(descriptor, "rb")
 
     def files_of(self, media: Media) -> list[str]:
         """The paths of what there is on disk: the content first, then the thumbnails in byte order."""

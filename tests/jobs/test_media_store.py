@@ -253,6 +253,13 @@ class TestReading:
             store.open(PATHS[0])
         assert store.files_of(LOCAL) == []
 
+    def test_a_directory_is_not_opened_and_leaves_nothing_open(self, store: MediaStore) -> None:
+        (store.root / PATHS[0]).mkdir(parents=True)
+        before = set(os.listdir("/proc/self/fd"))  # noqa: PTH208
+        with pytest.raises(OSError, match="not a regular file"):
+            store.open(PATHS[0])
+        assert set(os.listdir("/proc/self/fd")) == before  # noqa: PTH208
+
     def test_files_of_a_media_are_the_content_and_the_thumbnails_in_byte_order(self, store: MediaStore) -> None:
         names = ["32-32-image-png-crop", "320-240-image-png-scale", "64-64-image-webp-crop"]
         directory = "local_thumbnails/ab/cd/efgh"
