@@ -30,7 +30,7 @@ class Bandwidth:
     def spend(self, size: int, *, is_begun: bool = False) -> None:
         """Wait until `size` bytes may be moved.
 
-        Raises `Stopped` when the run ends meanwhile, but not within a file that `is_begun`: it is finished.
+        Raises `Stopped` when the run ends meanwhile. Here that does not break off a file that `is_begun`.
         """
         if self._rate is None:
             return

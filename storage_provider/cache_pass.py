@@ -45,14 +45,13 @@ class Gate(Protocol):
 
 
 class UntilStopped(Bandwidth):
-    """As fast as it goes, until the end is wanted."""
+    """As fast as it goes until the end is wanted; a file that is begun is broken off then, as Synapse ends as well."""
 
     def __init__(self, stop: threading.Event) -> None:
         super().__init__(None, stop)
-        self._ended = stop
 
     def spend(self, size: int, *, is_begun: bool = False) -> None:
-        if self._ended.is_set():
+        if self._stop.is_set():
             raise Stopped
 
 
