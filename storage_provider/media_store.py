@@ -279,11 +279,7 @@ class MediaStore:
     @contextlib.contextmanager
     def lock(self, name: str) -> Iterator[None]:
         """Hold the lock of this name, which goes with the process. Raises `Locked` where another one has it."""
-        with (
-            self.directory((OWN_DIRECTORY,), make=True) as own,
-            _flock(f"{name}.lock", own, os.O_RDWR | os.O_CREAT) as file,
-        ):
-            self.adopt(file)
+        with self._own_directory(locked_by=f"{name}.lock", wait=False):
             yield
 
     def offloaded_before(self) -> int | None:
@@ -295,11 +291,7 @@ class MediaStore:
 
         On a full disk the file that is there is written over; only where there is none yet an `OSError` says that it is full.
         """
-        with (
-            self.directory((OWN_DIRECTORY,), make=True) as own,
-            _flock(f"{_STAMP}.lock", own, os.O_RDWR | os.O_CREAT, wait=True) as lock,
-        ):
-            self.adopt(lock)
+        with self._own_directory(locked_by=f"{_STAMP}.lock", wait=True) as own:
             # What is no number is replaced: whoever sets the stamp knows better.
             with contextlib.suppress(FileNotFoundError, ValueError):
                 if ts_ms <= _read_moment(_STAMP, own) <= self._clock() * 1000 + _CLOCK_ERROR_MS:
@@ -317,6 +309,19 @@ class MediaStore:
         """Note that moment; for the holder of the lock that goes with it."""
         with self.directory((OWN_DIRECTORY,), make=True) as own:
             self._write_moment(_LISTED, own, ts_ms)
+
+    @contextlib.contextmanager
+    def _own_directory(self, *, locked_by: str, wait: bool) -> Iterator[int]:
+        """The directory of our own files, while a lock in it is held."""
+        with contextlib.ExitStack() as held:
+            try:
+                own = held.enter_context(self.directory((OWN_DIRECTORY,), make=True))
+                self.adopt(held.enter_context(_flock(locked_by, own, os.O_RDWR | os.O_CREAT, wait=wait)))
+            except OSError as error:
+                # The system tells no more than a name in the directory that was open.
+                lock = self.root / OWN_DIRECTORY / locked_by
+                raise OSError(error.errno, error.strerror, str(lock)) from None
+            yield own
 
     def _read_moment(self, name: str) -> int | None:
         try:

@@ -688,6 +688,13 @@ class TestLocks:
         with store.lock("job"):
             pass
 
+    def test_that_cannot_be_had_are_errors_with_the_whole_path(self, store: MediaStore) -> None:
+        path = store.root / OWN_DIRECTORY / "job.lock"
+        path.mkdir(parents=True)
+        with pytest.raises(OSError) as caught, store.lock("job"):
+            pass
+        assert (caught.value.filename, caught.value.strerror) == (str(path), "Is a directory")
+
     def test_go_with_a_killed_process(self, store: MediaStore) -> None:
         def while_it_runs() -> None:
             with pytest.raises(Locked), store.lock("job"):
