@@ -17,19 +17,19 @@ import click
 
 from backends import open_backend
 from backends.base import Backend
-from backends.errors import EXPIRED_CREDENTIALS, AccessDenied
+from backends.errors import EXPIRED_CREDENTIALS, AccessDenied, BackendError, EncryptionNotApplied
 from backends.selection import choose_backend
 from storage_provider.bandwidth import Bandwidth
 from storage_provider.cache_db import KINDS, CacheDb, CachedMedia
 from storage_provider.candidates import NotOnDisk, OnDisk, candidates, in_batches
 from storage_provider.cli_output import Output, readable_size
 from storage_provider.errors import ConfigurationError
-from storage_provider.failures import Failed
+from storage_provider.failures import BucketFails, Failed
 from storage_provider.media_store import MediaStore
 from storage_provider.offload import Deleted, Event, Gone, Kept, MediaDone, Offload, Uploaded
 from storage_provider.proofs import Verify
 from storage_provider.settings import ProviderSettings
-from storage_provider.startup_check import prefix_problem
+from storage_provider.startup_check import explained, prefix_problem
 
 if TYPE_CHECKING:
     from storage_provider.database import DatabaseArguments
@@ -127,6 +127,15 @@ class Run:
     def check_bucket(self) -> None:
         """Find out early what would fail for every file."""
         try:
+            self._check_listing()
+            self.backend.check_encryption()
+        except EncryptionNotApplied as error:
+            raise ConfigurationError(explained(self.settings, error)) from error
+        except BackendError as error:
+            raise BucketFails(explained(self.settings, error)) from error
+
+    def _check_listing(self) -> None:
+        try:
             self.backend.check()
         except AccessDenied as error:
             if error.status is None or error.code in EXPIRED_CREDENTIALS:
@@ -135,7 +144,6 @@ class Run:
             self.output.complain(f"The bucket cannot be listed, which makes this slow: {error.reason}")
         else:
             self._check_prefix()
-        self.backend.check_encryption()
 
     def _check_prefix(self) -> None:
         """Raise `ConfigurationError` where the media stands under another spelling of the configured prefix."""

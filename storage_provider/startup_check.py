@@ -45,7 +45,7 @@ def find_problem(settings: ProviderSettings, backend: Backend) -> Problem | None
             return problem
         backend.check_encryption()
     except BackendError as error:
-        return Problem(f"{_advice(settings, error)} ({error})")
+        return Problem(explained(settings, error))
     return None
 
 
@@ -72,6 +72,11 @@ def prefix_problem(settings: ProviderSettings) -> Problem | None:
         f"The media in the bucket was stored with a raw prefix ({spelling}): set `raw_prefix: true`",
         hides_media=True,
     )
+
+
+def explained(settings: ProviderSettings, error: BackendError) -> str:
+    """What failed at the bucket, with what an operator can do about it."""
+    return f"{_advice(settings, error)} ({error})"
 
 
 def _advice(settings: ProviderSettings, error: BackendError) -> str:

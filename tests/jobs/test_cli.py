@@ -447,7 +447,7 @@ def test_server_that_ignores_the_encryption_gets_no_media(site: MediaSite) -> No
     before = site.add_some(2)
     site.write_homeserver_yaml(sse_customer_key=SSE_KEY, allow_insecure_sse=True)
     site.secrets.append(SSE_KEY)
-    site.sync("--delete", status=2)
+    assert "does not encrypt with `sse_customer_key`" in site.sync("--delete", status=2).err
     assert site.files() == before
     assert site.objects() == {}
 
@@ -474,8 +474,9 @@ def test_bucket_that_is_down_or_missing_is_3(site: MediaSite) -> None:
     before = site.add_some(1)
     site.update()
     down = site.run("upload", "store", site.bucket, "--endpoint-url", "http://127.0.0.1:1", status=3)
-    assert "127.0.0.1:1" in down.err and down.err.count("\n") == 1 and down.out == ""
+    assert "http://127.0.0.1:1 does not answer" in down.err and down.err.count("\n") == 1 and down.out == ""
     missing = site.run("upload", "store", "no-such-bucket-here", "--endpoint-url", site.endpoint, status=3)
+    assert f"There is no bucket 'no-such-bucket-here' at {site.endpoint}" in missing.err
     assert "NoSuchBucket" in missing.err and missing.err.count("\n") == 1
     assert site.files() == before
 
