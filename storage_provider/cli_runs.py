@@ -22,11 +22,11 @@ from backends.selection import choose_backend
 from storage_provider.bandwidth import Bandwidth
 from storage_provider.cache_db import KINDS, CacheDb, CachedMedia
 from storage_provider.candidates import NotOnDisk, OnDisk, candidates, in_batches
-from storage_provider.cli_output import Output, readable_size
+from storage_provider.cli_output import Output, Progress, readable_size
 from storage_provider.errors import ConfigurationError
 from storage_provider.failures import BucketFails, Failed
 from storage_provider.media_store import MediaStore
-from storage_provider.offload import Deleted, Event, Gone, Kept, MediaDone, Offload, Uploaded
+from storage_provider.offload import Deleted, Event, Gone, Kept, Offload, Uploaded
 from storage_provider.proofs import Verify
 from storage_provider.settings import ProviderSettings
 from storage_provider.startup_check import explained, prefix_problem
@@ -320,28 +320,13 @@ def offload(
         limit=limit,
         ends_at=run.ends_at,
     )
-    summary = _Summary()
+    summary = _Summary(run.output, total)
     try:
         with run.output.bar(total) as bar:
             for event in job.run():
-                summary.add(event)
-                if isinstance(event, Failed):
-                    run.output.complain(f"failed: {event.path}: {event.reason}")
-                elif isinstance(event, Uploaded):
-                    bar.count_file(event.size)
-                    if event.replaced:
-                        run.output.complain(
-                            f"replaced: {event.path}: the object was not the file, which is right by the database"
-                        )
-                elif isinstance(event, Gone):
-                    bar.advance(event.media)
-                elif isinstance(event, MediaDone):
-                    if event.is_back:
-                        total += 1
-                        bar.expect_more(1)
-                    bar.advance(1)
+                summary.add(event, bar)
     finally:
-        summary.tell(run.output, total)
+        summary.tell()
     if run.stop.is_set():
         run.output.complain("Interrupted; what was begun is finished, the next run goes on.")
         return UNREACHABLE
@@ -349,46 +334,78 @@ def offload(
 
 
 class _Summary:
-    """What a run has done, in numbers."""
+    """What a run has done, in numbers; what needs an operator is told at once."""
 
-    def __init__(self) -> None:
+    def __init__(self, output: Output, media: int) -> None:
+        self._output = output
+        self.media = media
         self.uploaded_media = self.uploaded_files = self.uploaded_bytes = self.replaced = 0
         self.deleted_media = self.deleted_files = self.deleted_bytes = 0
         self.kept = self.failed = 0
         self.proofs: dict[str, int] = {}
 
-    def add(self, event: Event) -> None:
+    def add(self, event: Event, bar: Progress) -> None:
         if isinstance(event, Uploaded):
-            self.uploaded_files += 1
-            self.uploaded_bytes += event.size
-            self.replaced += event.replaced
+            self._add_uploaded(event)
+            bar.count_file(event.size)
         elif isinstance(event, Deleted):
             self.deleted_files += 1
             self.deleted_bytes += event.size
             self.proofs[event.proof] = self.proofs.get(event.proof, 0) + 1
-        elif isinstance(event, MediaDone):
-            self.uploaded_media += event.uploaded_files > 0
-            self.deleted_media += event.deleted_files > 0
-        elif isinstance(event, Failed):
-            self.failed += 1
         elif isinstance(event, Kept):
             self.kept += 1
+        elif isinstance(event, Failed):
+            self.failed += 1
+            self._output.complain(f"failed: {event.path}: {event.reason}")
+        elif isinstance(event, Gone):
+            bar.advance(event.media)
+        else:
+            self.uploaded_media += event.uploaded_files > 0
+            self.deleted_media += event.deleted_files > 0
+            if event.is_back:
+                self.media += 1
+                bar.expect_more(1)
+            bar.advance(1)
 
-    def tell(self, output: Output, total: int) -> None:
-        output.line("Uploaded", self.uploaded_media, "media out of", total)
-        output.line("Uploaded", self.uploaded_files, "files")
-        output.line("Uploaded", readable_size(self.uploaded_bytes))
-        output.line("Deleted", self.deleted_media, "media")
-        output.line("Deleted", self.deleted_files, "files")
-        output.line("Deleted", readable_size(self.deleted_bytes))
+    def _add_uploaded(self, event: Uploaded) -> None:
+        self.uploaded_files += 1
+        self.uploaded_bytes += event.size
+        if event.replaced:
+            self.replaced += 1
+            self._output.complain(
+                f"replaced: {event.path}: the object was not the file, which is right by the database"
+            )
+
+    def tell(self) -> None:
+        line = self._output.line
+        line("Uploaded", self.uploaded_media, "media out of", self.media)
+        line("Uploaded", self.uploaded_files, "files")
+        line("Uploaded", readable_size(self.uploaded_bytes))
+        line("Deleted", self.deleted_media, "media")
+        line("Deleted", self.deleted_files, "files")
+        line("Deleted", readable_size(self.deleted_bytes))
         if self.proofs:
             proofs = ", ".join(f"{count} by {_PROOFS[proof]}" for proof, count in sorted(self.proofs.items()))
-            output.line("Proved before deletion:", proofs)
+            line("Proved before deletion:", proofs)
         if self.kept:
-            output.line("Kept", self.kept, "files that are in use again or changed")
+            line("Kept", self.kept, "files that are in use again or changed")
         if self.failed:
-            output.line("Failed", self.failed, "files")
-        output.result({"media": total, **vars(self)})
+            line("Failed", self.failed, "files")
+        self._output.result(
+            {
+                "media": self.media,
+                "uploaded_media": self.uploaded_media,
+                "uploaded_files": self.uploaded_files,
+                "uploaded_bytes": self.uploaded_bytes,
+                "replaced": self.replaced,
+                "deleted_media": self.deleted_media,
+                "deleted_files": self.deleted_files,
+                "deleted_bytes": self.deleted_bytes,
+                "kept": self.kept,
+                "failed": self.failed,
+                "proofs": self.proofs,
+            }
+        )
 
 
 def restore(run: Run, database: SynapseDb, since: timedelta | None, origin: str | None) -> int:

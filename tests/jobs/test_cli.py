@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import fcntl
-import json
 import os
+import re
 import resource
 import shutil
 import sqlite3
@@ -690,8 +690,16 @@ def test_json_is_one_line_and_the_only_output(site: MediaSite) -> None:
         "proofs": {"put": len(before)},
     }
     restored = site.run("restore", "--all", "--json")
-    assert json.loads(restored.out)["restored_files"] == len(before)
-    assert restored.out.count("\n") == 1
+    assert restored.values == {
+        "restored_files": len(before),
+        "restored_bytes": sum(map(len, before.values())),
+        "missing": 0,
+        "failed": 0,
+    }
+    _, _, told = (ROOT / "README.md").read_text().partition("With `--json`")
+    of_upload, _, of_restore = told.partition("\n\n")[0].partition("of `restore`")
+    assert re.findall("`([a-z_]+)`", of_upload) == [*done.values, "etag", "put", "read", "size"]
+    assert re.findall("`([a-z_]+)`", of_restore) == list(restored.values)
 
 
 @QUICKLY
