@@ -15,11 +15,12 @@ from typing import IO, Any, NoReturn
 import click
 
 from backends.errors import BackendError, EncryptionNotApplied, SettingsError
-from storage_provider import cli_runs
+from storage_provider import cli_runs, cli_setup
 from storage_provider.cache_db import KINDS, CacheDb, CacheDbError
 from storage_provider.cli_options import DURATION, bucket_options, config_options, delete_options
 from storage_provider.cli_output import Output
-from storage_provider.cli_runs import DEFAULT_CONFIG, DONE, SOME_FAILED, UNREACHABLE, WRONG_USE, Run
+from storage_provider.cli_runs import DONE, SOME_FAILED, UNREACHABLE, WRONG_USE
+from storage_provider.cli_setup import DEFAULT_CONFIG, Run
 from storage_provider.errors import ConfigurationError, SynapseDbError
 from storage_provider.failures import BucketFails
 from storage_provider.media_paths import UnsafePath, content_path, thumbnail_directory
@@ -42,7 +43,7 @@ def main(context: click.Context, no_progress: bool) -> None:
 def update_db(output: Output, duration: timedelta, config_paths: tuple[Path, ...], cache_db: Path) -> None:
     """Note in cache.db what has not been accessed for DURATION (such as 12h, 30d, 2m for two months, 1y)."""
     with _guarded(), CacheDb(cache_db) as cache:
-        cli_runs.update(output, cache, duration, cli_runs.old_database(config_paths), config_paths)
+        cli_runs.update(output, cache, duration, cli_setup.old_database(config_paths), config_paths)
 
 
 @main.command("check-deleted")
@@ -52,7 +53,7 @@ def update_db(output: Output, duration: timedelta, config_paths: tuple[Path, ...
 def check_deleted(output: Output, base_path: Path, cache_db: Path) -> None:
     """Compare cache.db with the media store at BASE_PATH."""
     with _guarded(), CacheDb(cache_db) as cache:
-        sys.exit(cli_runs.check_deleted(output, cache, cli_runs.open_store(base_path)))
+        sys.exit(cli_runs.check_deleted(output, cache, cli_setup.open_store(base_path)))
 
 
 @main.command("update")
@@ -65,8 +66,8 @@ def update(
 ) -> None:
     """Do update-db and check-deleted."""
     with _guarded(), CacheDb(cache_db) as cache:
-        cli_runs.update(output, cache, duration, cli_runs.old_database(config_paths), config_paths)
-        sys.exit(cli_runs.check_deleted(output, cache, cli_runs.open_store(base_path)))
+        cli_runs.update(output, cache, duration, cli_setup.old_database(config_paths), config_paths)
+        sys.exit(cli_runs.check_deleted(output, cache, cli_setup.open_store(base_path)))
 
 
 @main.command("write")
@@ -119,7 +120,7 @@ def upload(
             run.warn_where_synapse_reads_elsewhere(options["provider_index"])
             stack.enter_context(run.lock())
         cache = stack.enter_context(CacheDb(cache_db))
-        arguments = cli_runs.database_of_upload(run, cache, config_paths) if delete or run.config else None
+        arguments = cli_setup.database_of_upload(run, cache, config_paths) if delete or run.config else None
         if delete and arguments is None:
             raise click.UsageError(
                 "--delete asks Synapse's database whether media is still unused, but there is no database.yaml or "
@@ -129,7 +130,7 @@ def upload(
             raise click.UsageError(
                 f"{cache_db} does not tell since when media counts as unused: run `update-db DURATION` first."
             )
-        database = None if arguments is None else stack.enter_context(cli_runs.connect(arguments))
+        database = None if arguments is None else stack.enter_context(cli_setup.connect(arguments))
         sys.exit(cli_runs.offload(run, cache, database, delete=delete, verify=Verify(verify)))
 
 
@@ -167,7 +168,7 @@ def sync(
         cache = stack.enter_context(CacheDb(cache_db))
         arguments = run.require_config().database
         cli_runs.update(run.output, cache, older_than, arguments, config_paths, run.must_end)
-        database = stack.enter_context(cli_runs.connect(arguments))
+        database = stack.enter_context(cli_setup.connect(arguments))
         sys.exit(cli_runs.offload(run, cache, database, delete=delete, verify=Verify(verify), limit=limit))
 
 
@@ -198,7 +199,7 @@ def restore(
     with _guarded(), ExitStack() as stack:
         run = Run.prepare(stack, output, base_path, None, config_paths or (DEFAULT_CONFIG,), options)
         stack.enter_context(run.lock())
-        database = stack.enter_context(cli_runs.connect(run.require_config().database))
+        database = stack.enter_context(cli_setup.connect(run.require_config().database))
         sys.exit(cli_runs.restore(run, database, since, origin))
 
 
