@@ -70,8 +70,6 @@ class PassReport:
     """Why no pass will ever come to the limits; None where one may."""
     listed: bool = False
     """Whether the bucket was listed."""
-    scan_seconds: float = 0.0
-    """How long it took to compare database and disk."""
     seconds: float = 0.0
 
     def __str__(self) -> str:

@@ -182,7 +182,7 @@ class LocalCache:
                 for entry in work.gently(reconcile(expected, self._store.walk_files(root))):
                     _take_in(work, scan, since, entry)
         finally:
-            self.scan_seconds = work.report.scan_seconds = time.monotonic() - started
+            self.scan_seconds = time.monotonic() - started
         return scan
 
     # --- restore ---

@@ -33,14 +33,10 @@ from storage_provider.directories import (
 from storage_provider.media_paths import (
     LEVELS,
     MEDIA_ROOTS,
-    Media,
     UnsafePath,
-    content_path,
     is_safe,
     is_thumbnail,
-    parse_path,
     segments_of,
-    thumbnail_directory,
 )
 from storage_provider.removals import Removals
 from storage_provider.temporary_files import Name, TemporaryFile, give_name, locked_file, temporary_name
@@ -140,35 +136,12 @@ class MediaStore:
             raise OSError(errno.EINVAL, "not a regular file", path)
         return os.fdopen(descriptor, "rb")
 
-    def files_of(self, media: Media) -> list[str]:
-        """The paths of what there is on disk: the content first, then the thumbnails in byte order."""
-        content = content_path(media)
-        found = [content] if self.state(content) is not None else []
-        directory = thumbnail_directory(media)
-        try:
-            with self.directory(directory.split("/")) as thumbnails:
-                names = [
-                    name for name in names_in(thumbnails, os.DirEntry.is_file) if is_thumbnail(name, not media.is_local)
-                ]
-        except OSError as error:
-            if not is_nothing(error):
-                raise
-            names = []
-        return found + [f"{directory}/{name}" for name in sorted(names)]
-
-    def walk(self, media_root: str) -> Iterator[str]:
-        """The paths of the files below one of `MEDIA_ROOTS`, in byte order of the path.
+    def walk_files(self, media_root: str) -> Iterator[WalkedFile]:
+        """The files below one of `MEDIA_ROOTS`, in byte order of the path.
 
         One directory of each level is held in memory. Files that appear or go during the walk may
         be found or not.
         """
-        for directory, path in self._file_directories(media_root):
-            for name in sorted(names_in(directory, os.DirEntry.is_file)):
-                if parse_path(path + name) is not None:
-                    yield path + name
-
-    def walk_files(self, media_root: str) -> Iterator[WalkedFile]:
-        """What `walk` finds, with the state of each file."""
         is_remote = media_root == "remote_thumbnail/"
         has_thumbnails = LEVELS.get(media_root, (0,))[-1] is None
         for directory, path in self._file_directories(media_root):
@@ -178,7 +151,7 @@ class MediaStore:
 
     def holds_media(self) -> bool:
         """Whether there is any file of Synapse's; the first one is the answer."""
-        return any(True for root in MEDIA_ROOTS for _ in self.walk(root))
+        return any(True for root in MEDIA_ROOTS for _ in self.walk_files(root))
 
     def _file_directories(self, media_root: str) -> Iterator[tuple[int, str]]:
         """The directories below a root that hold files, open, and their paths with a slash at the end."""

@@ -77,12 +77,12 @@ class TemporaryFile:
             os.fsync(self.file.fileno())
             self._is_synced = True
 
-    def place(self, path: str, mtime: float | None = None) -> FileState:
+    def place(self, path: str) -> FileState:
         """Give the file its name in the store, after all of it is on the disk; returns its state.
 
         Raises `FileExistsError` where there is a file already. The file stays open.
         """
-        self.sync(mtime)
+        self.sync()
         for _ in range(_PLACE_ATTEMPTS):
             try:
                 self.prepare(path)
@@ -136,13 +136,13 @@ class TemporaryFile:
         if destination is not None:
             os.close(destination.directory)
 
-    def replace(self, path: str, expected: FileState, mtime: float | None = None) -> FileState | None:
+    def replace(self, path: str, expected: FileState) -> FileState | None:
         """Take the place of a file, at once, if that still has the expected state; None where it has not.
 
         Whoever has the old file open goes on reading it. Otherwise as `place`.
         """
         *directories, name = segments_of(path)
-        self.sync(mtime)
+        self.sync()
         try:
             with self._store.directory(directories) as parent:
                 if regular_state(name, parent) != expected:
