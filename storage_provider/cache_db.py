@@ -7,21 +7,19 @@ goes on where the other one stopped; everything that is new stands beside it.
 from __future__ import annotations
 
 import contextlib
-import itertools
 import json
 import sqlite3
-import threading
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Literal, NamedTuple, TypeVar
+from typing import Any, Literal, NamedTuple
 
+from storage_provider.batches import in_batches
 from storage_provider.media_paths import (
     Media,
     UnsafePath,
     content_path,
-    in_thumbnail_order,
     parse_path,
     thumbnail_directory,
 )
@@ -29,8 +27,6 @@ from storage_provider.media_paths import (
 Kind = Literal["local", "remote"]
 KINDS: tuple[Kind, ...] = ("local", "remote")
 How = Literal["put", "read"]
-
-_Item = TypeVar("_Item")
 
 _PAGE_ROWS = 1000
 
@@ -119,20 +115,17 @@ class CacheDb:
     """An open `cache.db`, created where there is none; a context manager that closes itself.
 
     What a method writes is committed when it returns, but for proofs: they wait for others, and the
-    last ones may be lost without harm. May be used from many threads at once. Every failure is a
-    `CacheDbError`.
+    last ones may be lost without harm. Every failure is a `CacheDbError`.
     """
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self._lock = threading.Lock()
         self._new_proofs: dict[str, Proof] = {}
         with self._as_cache_error():
             self._connection = sqlite3.connect(
                 path,
                 timeout=_BUSY_SECONDS,
                 isolation_level=None,  # transactions are begun where they are meant
-                check_same_thread=False,
             )
         try:
             self._prepare()
@@ -190,7 +183,7 @@ class CacheDb:
     def revive(self, media: Iterable[Media]) -> list[CachedMedia]:
         """Note that files of this media are on the disk again; returns the rows that were thought deleted."""
         revived = []
-        for some in _batches(media, _ROWS_A_QUERY):
+        for some in in_batches(media, _ROWS_A_QUERY):
             places = ", ".join(["(?, ?)"] * len(some))
             found = self._read(
                 f"""
@@ -207,15 +200,25 @@ class CacheDb:
         )
         return revived
 
-    def undeleted(self, kind: Kind, *, order: Literal["content", "thumbnails"] = "content") -> Iterator[CachedMedia]:
-        """The rows whose files may be on the disk, in byte order of `content_path`, or of the thumbnails' paths.
+    def undeleted(self, kind: Kind) -> Iterator[CachedMedia]:
+        """The rows whose files may be on the disk, in byte order of `content_path`.
 
-        The two orders differ (see `in_thumbnail_order`). A page is read at a time, so that rows may
-        be changed while this runs; whether it shows the change depends on the page.
+        A page is read at a time, so that rows may be changed while this runs; whether it shows the
+        change depends on the page.
         """
-        pages = self._undeleted_pages(kind)
-        rows = itertools.chain.from_iterable(pages)
-        return rows if order == "content" else in_thumbnail_order(rows, lambda row: row.media)
+        after, media_id = "", ""
+        while page := self._read(
+            """
+            SELECT origin, media_id, filesystem_id, type FROM media
+            WHERE known_deleted = 0 AND type = ? AND origin || '/' || filesystem_id >= ?
+                AND (origin || '/' || filesystem_id > ? OR media_id > ?)
+            ORDER BY origin || '/' || filesystem_id, media_id LIMIT ?
+            """,
+            (kind, after, after, media_id, _PAGE_ROWS),
+        ):
+            rows = [CachedMedia(*row) for row in page]
+            yield from rows
+            after, media_id = f"{rows[-1].origin}/{rows[-1].filesystem_id}", rows[-1].media_id
 
     def rows(self) -> Iterator[CachedMedia]:
         """All rows, deleted or not, in byte order of origin and media id, the local ones first.
@@ -242,7 +245,7 @@ class CacheDb:
     def proofs(self, paths: Iterable[str]) -> dict[str, Proof]:
         """What was proved last of the files with these paths, where something was."""
         found: dict[str, Proof] = {}
-        for some in _batches(paths, _ROWS_A_QUERY):
+        for some in in_batches(paths, _ROWS_A_QUERY):
             places = ", ".join("?" * len(some))
             rows = self._read(
                 f"SELECT path, etag, size, mtime_ns, how FROM proofs WHERE path IN ({places})", tuple(some)
@@ -313,24 +316,9 @@ class CacheDb:
                         statement.replace("TABLE", "TABLE IF NOT EXISTS").replace("INDEX", "INDEX IF NOT EXISTS")
                     )
 
-    def _undeleted_pages(self, kind: Kind) -> Iterator[list[CachedMedia]]:
-        after, media_id = "", ""
-        while page := self._read(
-            """
-            SELECT origin, media_id, filesystem_id, type FROM media
-            WHERE known_deleted = 0 AND type = ? AND origin || '/' || filesystem_id >= ?
-                AND (origin || '/' || filesystem_id > ? OR media_id > ?)
-            ORDER BY origin || '/' || filesystem_id, media_id LIMIT ?
-            """,
-            (kind, after, after, media_id, _PAGE_ROWS),
-        ):
-            rows = [CachedMedia(*row) for row in page]
-            yield rows
-            after, media_id = f"{rows[-1].origin}/{rows[-1].filesystem_id}", rows[-1].media_id
-
     def _end(self, sql: str, rows: Iterable[CachedMedia]) -> None:
         """Run a statement for each row, and drop what was proved of its files."""
-        for batch in _batches(rows):
+        for batch in in_batches(rows, _BATCH_ROWS):
             media = {row.media for row in batch}
             for path in list(self._new_proofs):
                 parsed = parse_path(path)
@@ -343,13 +331,13 @@ class CacheDb:
                 )
 
     def _read(self, sql: str, arguments: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
-        with self._lock, self._as_cache_error():
+        with self._as_cache_error():
             return self._connection.execute(sql, arguments).fetchall()
 
     def _write(self, sql: str, rows: Iterable[tuple[Any, ...]]) -> int:
         """Run a statement for each row; the number of rows of the table that were changed."""
         changed = 0
-        for batch in _batches(rows):
+        for batch in in_batches(rows, _BATCH_ROWS):
             with self._transaction():
                 before = self._connection.total_changes
                 self._connection.executemany(sql, batch)
@@ -358,7 +346,7 @@ class CacheDb:
 
     @contextlib.contextmanager
     def _transaction(self) -> Iterator[None]:
-        with self._lock, self._as_cache_error():
+        with self._as_cache_error():
             # A transaction that begins with reading could not always go on to writing.
             self._connection.execute("BEGIN IMMEDIATE")
             try:
@@ -387,9 +375,3 @@ def _paths(media: Iterable[Media]) -> Iterator[tuple[str, str, str]]:
             thumbnails = thumbnail_directory(each)
             # "0" is the character after "/".
             yield content_path(each), f"{thumbnails}/", f"{thumbnails}0"
-
-
-def _batches(items: Iterable[_Item], size: int = _BATCH_ROWS) -> Iterator[list[_Item]]:
-    remaining = iter(items)
-    while batch := list(itertools.islice(remaining, size)):
-        yield batch

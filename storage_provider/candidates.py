@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import TypeVar
 
+from storage_provider.batches import in_batches
 from storage_provider.cache_db import KINDS, CacheDb, CachedMedia, Kind
 from storage_provider.directories import FileState
 from storage_provider.failures import Failed
 from storage_provider.media_paths import Media, UnsafePath, content_path
 from storage_provider.media_store import MediaStore
 from storage_provider.media_walk import Unreadable, media_on_disk
-
-_Item = TypeVar("_Item")
 
 # Media of the store that is looked for among the deleted at a time.
 _MEDIA_AT_ONCE = 1000
@@ -59,13 +57,13 @@ def _of_kind(
         for row in cache.revive(entry.media for entry in entries if not isinstance(entry, Unreadable)):
             back.setdefault(row.media, []).append(row)
         for entry in entries:
-            yield from map(_absent, rows.take(entry.order.__gt__))
+            yield from map(_absent, rows.before(entry.order))
             if isinstance(entry, Unreadable):
                 for row in rows.take(entry.covers):
                     yield Failed(_name(row), f"cannot be read: {entry.reason}")
                 continue
             # What has come back may also be among the rows that were yet to be read.
-            known = list(rows.take(entry.order.__eq__))
+            known = list(rows.at(entry.order))
             returned = back.get(entry.media, [])
             for row in dict.fromkeys([*known, *returned]):
                 yield OnDisk(row, entry.files, row in returned)
@@ -81,17 +79,18 @@ class _Rows:
     def __init__(self, rows: Iterator[CachedMedia]) -> None:
         self._rows = rows
         self._next = next(rows, None)
-        self._order = self._order_of_next()
+
+    def before(self, order: str) -> Iterator[CachedMedia]:
+        return self.take(lambda each: each < order)
+
+    def at(self, order: str) -> Iterator[CachedMedia]:
+        return self.take(lambda each: each == order)
 
     def take(self, fits: Callable[[str], bool]) -> Iterator[CachedMedia]:
         """The next rows, as long as their order fits."""
-        while self._next is not None and fits(self._order):
+        while self._next is not None and fits(f"{self._next.origin}/{self._next.filesystem_id}"):
             yield self._next
             self._next = next(self._rows, None)
-            self._order = self._order_of_next()
-
-    def _order_of_next(self) -> str:
-        return "" if self._next is None else f"{self._next.origin}/{self._next.filesystem_id}"
 
 
 def _absent(row: CachedMedia) -> NotOnDisk | Failed:
@@ -104,10 +103,3 @@ def _absent(row: CachedMedia) -> NotOnDisk | Failed:
 
 def _name(row: CachedMedia) -> str:
     return f"{row.origin or 'local'} {row.media_id}"
-
-
-def in_batches(items: Iterable[_Item], size: int) -> Iterator[list[_Item]]:
-    """Lists of that many items, and of what is left."""
-    remaining = iter(items)
-    while batch := list(itertools.islice(remaining, size)):
-        yield batch

@@ -9,8 +9,9 @@ from datetime import datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from storage_provider.batches import in_batches
 from storage_provider.cache_db import KINDS, CacheDb, CachedMedia
-from storage_provider.candidates import NotOnDisk, OnDisk, candidates, in_batches
+from storage_provider.candidates import NotOnDisk, OnDisk, candidates
 from storage_provider.cli_output import Output, Progress, readable_size
 from storage_provider.cli_setup import Run, connect
 from storage_provider.failures import Failed

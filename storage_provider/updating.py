@@ -5,8 +5,8 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable, Iterable, Iterator
 
+from storage_provider.batches import in_batches
 from storage_provider.cache_db import CacheDb, CachedMedia
-from storage_provider.candidates import in_batches
 from storage_provider.synapse_db import SynapseDb
 
 _ROWS_AT_ONCE = 10_000

@@ -9,7 +9,6 @@ import string
 import tempfile
 import tracemalloc
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -186,8 +185,6 @@ class TestRows:
             for kind in ("local", "remote"):
                 of_kind = [row for row in rows if row.kind == kind]
                 assert [key(row) for row in cache.undeleted(kind)] == sorted(map(key, of_kind))
-                by_thumbnail = [key(row) + b"/" for row in cache.undeleted(kind, order="thumbnails")]
-                assert by_thumbnail == sorted(key(row) + b"/" for row in of_kind)
 
     def test_come_in_the_order_of_content_path_over_many_pages(self, cache: CacheDb) -> None:
         rows = [*made_up(3500), *made_up(2500, "local")]
@@ -211,14 +208,6 @@ class TestRows:
                 cache.mark_deleted(listed[-350:])
         assert listed == rows
         assert cache.count_undeleted() == 0
-
-    def test_may_be_changed_by_many_threads(self, cache: CacheDb) -> None:
-        rows = list(made_up(100))
-        cache.add(rows)
-        with ThreadPoolExecutor(8) as threads:
-            for done in [threads.submit(cache.mark_deleted, [row]) for row in rows]:
-                done.result()
-            assert list(cache.undeleted("remote")) == []
 
 
 class TestProofs:
@@ -302,7 +291,7 @@ class TestSize:
     def test_does_not_show_in_memory(self, cache: CacheDb) -> None:
         # As a list, these rows take 11 MB.
         assert peak_of(lambda: cache.add(made_up(60_000))) < 6 << 20
-        for rows in (cache.undeleted("remote"), cache.undeleted("remote", order="thumbnails"), cache.rows()):
+        for rows in (cache.undeleted("remote"), cache.rows()):
             assert peak_of(lambda rows=rows: sum(1 for _ in rows)) < 2 << 20  # type: ignore[misc]
 
     @pytest.mark.parametrize(
