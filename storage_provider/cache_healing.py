@@ -9,8 +9,9 @@ from backends.errors import ObjectNotFound
 from storage_provider.cache_pass import CachePass
 from storage_provider.directories import FileState
 from storage_provider.failures import Damaged
+from storage_provider.listing import ListingRefused, listing
 from storage_provider.media_paths import MEDIA_ROOTS
-from storage_provider.reconcile import ListingRefused, expected_files, listing, reconcile
+from storage_provider.reconcile import expected_files, reconcile
 from storage_provider.synapse_db import FileRow
 from storage_provider.transfers import run_at_once
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from backends.errors import SettingsError
 from storage_provider.database import DatabaseArguments
-from storage_provider.errors import ConfigurationError as ConfigurationError
+from storage_provider.errors import ConfigurationError
 from storage_provider.settings import ProviderSettings
 
 PROVIDER_MODULE = "s3_storage_provider.S3StorageProviderBackend"

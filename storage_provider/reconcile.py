@@ -8,8 +8,6 @@ from typing import NamedTuple
 
 from backends.base import ObjectInfo
 from storage_provider.cache_db import Kind
-from storage_provider.listing import ListingRefused as ListingRefused
-from storage_provider.listing import listing as listing
 from storage_provider.media_paths import Media, UnsafePath, content_path, is_thumbnail, thumbnail_directory
 from storage_provider.media_store import WalkedFile
 from storage_provider.synapse_db import FileRow, SynapseDb

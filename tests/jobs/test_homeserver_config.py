@@ -12,7 +12,8 @@ from pathlib import Path
 import pytest
 
 from storage_provider.database import DatabaseArguments
-from storage_provider.homeserver_config import ConfigurationError, HomeserverConfig, load, load_database_yaml
+from storage_provider.errors import ConfigurationError
+from storage_provider.homeserver_config import HomeserverConfig, load, load_database_yaml
 
 with warnings.catch_warnings():
     # Synapse and Twisted warn of themselves while they are imported.
