@@ -108,13 +108,12 @@ def offload(
         cache=cache,
         database=database,
         bandwidth=run.bandwidth,
-        stop=run.stop,
+        must_end=run.must_end,
         workers=run.workers,
         delete=delete,
         verify=verify,
         unused_before=cache.unused_before,
         limit=limit,
-        ends_at=run.ends_at,
     )
     summary = _Summary(run.output, total)
     try:

@@ -8,8 +8,6 @@ is not read for a proof. While a round is being finished, the next one is on its
 
 from __future__ import annotations
 
-import threading
-import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, as_completed
 from contextlib import suppress
@@ -146,7 +144,7 @@ class Offload:
 
     `database` decides where file and object differ, and whether media is still unused; without it
     nothing is deleted or replaced. `limit` counts the media that something was sent or removed of.
-    After `ends_at`, a moment of the monotonic clock, nothing new is begun.
+    Once `must_end` says so, nothing new is begun.
     """
 
     backend: Backend
@@ -154,13 +152,12 @@ class Offload:
     cache: CacheDb
     database: SynapseDb | None
     bandwidth: Bandwidth
-    stop: threading.Event
+    must_end: Callable[[], bool]
     workers: int
     delete: bool = False
     verify: Verify = Verify.PROOF
     unused_before: int | None = None
     limit: int | None = None
-    ends_at: float | None = None
     _left: int | None = field(default=None, init=False)
     _failures: Failures = field(default_factory=Failures, init=False)
     _listing_is_refused: bool = field(default=False, init=False)
@@ -193,7 +190,7 @@ class Offload:
 
     def _finish(self, threads: ThreadPoolExecutor, begun: _Begun) -> Iterator[Event]:
         yield from self._end_sending(threads, begun)
-        if self.delete and not self._must_end():
+        if self.delete and not self.must_end():
             yield from self._prove(threads, begun.media)
             yield from self._remove(begun.media)
         self._record(begun.media)
@@ -207,8 +204,8 @@ class Offload:
         """Media with files on disk, in the order of the listing; those without are noted as deleted."""
         round_: list[_Media] = []
         gone: list[CachedMedia] = []
-        for entry in candidates(self.store, self.cache, self._must_end):
-            if self._must_end() or self._left == 0:
+        for entry in candidates(self.store, self.cache, self.must_end):
+            if self.must_end() or self._left == 0:
                 break
             if isinstance(entry, Failed):
                 yield entry
@@ -225,15 +222,12 @@ class Offload:
                 round_ = []
         if gone:
             yield self._note_gone(gone)
-        if round_ and not self._must_end():
+        if round_ and not self.must_end():
             yield round_
 
     def _note_gone(self, rows: list[CachedMedia]) -> Gone:
         self.cache.mark_deleted(rows)
         return Gone(len(rows))
-
-    def _must_end(self) -> bool:
-        return self.stop.is_set() or (self.ends_at is not None and time.monotonic() >= self.ends_at)
 
     # --- asking the bucket ---
 
@@ -487,7 +481,7 @@ class Offload:
         self, threads: ThreadPoolExecutor, files: Iterable[_File], work: Callable[[_File], _Result]
     ) -> dict[Future[_Result], _File]:
         def run(file: _File) -> _Result:
-            if self._must_end():
+            if self.must_end():
                 raise Stopped
             return work(file)
 

@@ -77,7 +77,7 @@ def offloaded(
             cache,
             database,
             Bandwidth(None, stop),
-            stop,
+            stop.is_set,
             workers=1,
             delete=True,
             verify=verify,
@@ -803,7 +803,7 @@ def test_limit_counts_what_was_done(site: MediaSite) -> None:
 
 
 @QUICKLY
-def test_after_the_time_budget_nothing_is_begun(site: MediaSite, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_after_the_time_budget_nothing_is_begun(site: MediaSite) -> None:
     before = site.add_some(6)
     assert site.sync("--time-budget", "0s", "--max-bandwidth", "1M").values["media"] == 0
     site.update()
@@ -811,7 +811,6 @@ def test_after_the_time_budget_nothing_is_begun(site: MediaSite, monkeypatch: py
     assert site.proxy.of("PUT") == []
 
     clock = [0.0]
-    monkeypatch.setattr(time, "monotonic", lambda: clock[0])
     settings = site.homeserver_settings()["media_storage_providers"][0]["config"]
 
     class Slow:
@@ -832,10 +831,10 @@ def test_after_the_time_budget_nothing_is_begun(site: MediaSite, monkeypatch: py
         CacheDb(site.directory / "cache.db") as cache,
         connect(site.database.arguments) as database,
     ):
-        stop = threading.Event()
         slow: Any = Slow(backend)
         store = MediaStore(site.store)
-        job = offload.Offload(slow, store, cache, database, Bandwidth(None, stop), stop, 1, delete=True, ends_at=3.0)
+        unbound = Bandwidth(None, threading.Event())
+        job = offload.Offload(slow, store, cache, database, unbound, lambda: clock[0] >= 3, 1, delete=True)
         sent = [event for event in job.run() if isinstance(event, offload.Uploaded)]
     assert len(sent) == 3
     assert site.files() == before
