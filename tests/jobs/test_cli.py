@@ -278,6 +278,8 @@ def test_wrong_use_is_2_and_says_what_is_wrong(site: MediaSite) -> None:
     wrong: list[tuple[list[str], str]] = [
         ([], "Missing command"),
         (["upload", "store"], "Give BASE_PATH and BUCKET, or neither"),
+        (["upload", "store", site.bucket, "--endpoint", site.endpoint], "No such option"),
+        (["sync", "--del"], "No such option"),
         (["update-db", "2w"], "is not a duration"),
         (["update-db", "²d"], "is not a duration"),
         (["update-db", "3000y"], "too long ago"),

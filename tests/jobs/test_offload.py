@@ -15,8 +15,6 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 import pytest
-from minio import MinioAdmin
-from minio.credentials.providers import StaticProvider
 
 from backends import open_backend
 from backends.base import Backend, ObjectInfo, ObjectReader
@@ -47,7 +45,7 @@ from tests.jobs.media_site import (
 )
 from tests.jobs.memory_backend import MemoryBackend
 from tests.provider.fault_proxy import gets, puts
-from tests.servers import S3Server
+from tests.servers import S3Server, minio_server
 
 SSE_KEY = "0123456789abcdefABCDEF0123456789"
 USED = "UPDATE local_media_repository SET last_access_ts = ? WHERE media_id = ?"
@@ -756,27 +754,14 @@ def is_listing(request: Any, code: str) -> bool:
 )
 def test_a_key_that_may_not_list_is_enough(site: MediaSite, s3_server: S3Server) -> None:
     before = site.add_some(4)
-    access_key = add_minio_user(s3_server, site.bucket, "s3:GetObject", "s3:PutObject")
-    site.write_homeserver_yaml(access_key_id=access_key, secret_access_key=f"secret-of-{access_key}")
+    user = f"user-{site.bucket}"
+    objects = {"Resource": [f"arn:aws:s3:::{site.bucket}/*"], "Action": ["s3:GetObject", "s3:PutObject"]}
+    secret = minio_server.add_user(s3_server, user, [{"Effect": "Allow", **objects}])
+    site.write_homeserver_yaml(access_key_id=user, secret_access_key=secret)
     done = site.sync("--delete")
     assert "cannot be listed" in done.err
     assert site.objects() == before
     assert site.files() == {}
-
-
-def add_minio_user(server: S3Server, bucket: str, *actions: str) -> str:
-    """A user who may do this with the objects of a bucket, and nothing else; returns the access key."""
-    user = f"user-{bucket}"
-    admin = MinioAdmin(
-        endpoint=server.endpoint.removeprefix("http://"),
-        credentials=StaticProvider(server.access_key, server.secret_key),
-        secure=False,
-    )
-    statement = {"Effect": "Allow", "Action": list(actions), "Resource": [f"arn:aws:s3:::{bucket}/*"]}
-    admin.user_add(access_key=user, secret_key=f"secret-of-{user}")
-    admin.policy_add(policy_name=user, policy={"Version": "2012-10-17", "Statement": [statement]})
-    admin.attach_policy(policies=[user], user=user)
-    return user
 
 
 @QUICKLY

@@ -8,6 +8,11 @@ import os
 import shutil
 import subprocess
 from pathlib import Path
+from typing import Any
+
+import urllib3
+from minio import MinioAdmin
+from minio.credentials.providers import StaticProvider
 
 from tests.servers.process import ServerRun, free_port, http_answers, wait_until
 from tests.servers.s3 import S3Server
@@ -81,3 +86,18 @@ def start(run: ServerRun) -> tuple[S3Server, ...]:
         ready = functools.partial(http_answers, f"{face.endpoint}/minio/health/ready", face.ca_file)
         wait_until(face.name, ready, process)
     return tuple(face for face, _ in faces)
+
+
+def add_user(server: S3Server, name: str, statements: list[dict[str, Any]]) -> str:
+    """Make a user who may do what a policy of these statements says, and nothing else; returns the secret key."""
+    admin = MinioAdmin(
+        endpoint=server.endpoint.partition("://")[2],
+        credentials=StaticProvider(server.access_key, server.secret_key),
+        secure=server.ca_file is not None,
+        http_client=urllib3.PoolManager(ca_certs=server.ca_file),
+    )
+    secret = f"secret-of-{name}"
+    admin.user_add(access_key=name, secret_key=secret)
+    admin.policy_add(policy_name=name, policy={"Version": "2012-10-17", "Statement": statements})
+    admin.attach_policy(policies=[name], user=name)
+    return secret
