@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import errno
-import os
-import string
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,20 +11,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from storage_provider import candidates as candidates_module
-from storage_provider import directories, media_walk
 from storage_provider.cache_db import CacheDb, CachedMedia
 from storage_provider.candidates import NotOnDisk, OnDisk, candidates
 from storage_provider.failures import Failed
-from storage_provider.media_paths import Media, content_path, is_safe, thumbnail_directory
+from storage_provider.media_paths import Media, content_path
 from storage_provider.media_store import MediaStore
 from storage_provider.media_walk import MediaOnDisk, Unreadable, media_on_disk
-
-THUMBNAIL = "32-32-image-png-crop"
-
-# So few letters that ids begin alike, and that one is the beginning of another one.
-_ids = st.text("ab-", min_size=5, max_size=7)
-_origins = st.sampled_from(["", "a.org", "a.org-x", "a.org:80", "é.org"])
-media = st.builds(Media, _origins, _ids)
+from tests.jobs.plain_store import refuse_to_walk, similar_media, write
 
 
 @pytest.fixture
@@ -43,108 +33,17 @@ def cache(tmp_path: Path) -> Iterator[CacheDb]:
         yield cache
 
 
-def write(store: MediaStore, path: str) -> str:
-    target = store.root / path
-    target.parent.mkdir(parents=True, exist_ok=True)
-    target.write_bytes(b"x")
-    return path
-
-
 def row(media: Media) -> CachedMedia:
     return CachedMedia(
         media.origin, f"id-{media.filesystem_id}", media.filesystem_id, "remote" if media.origin else "local"
     )
 
 
-def walked(store: MediaStore) -> dict[Media, list[str]]:
-    found = [entry for local in (True, False) for entry in media_on_disk(store, local=local)]
-    assert all(isinstance(entry, MediaOnDisk) for entry in found)
-    return {entry.media: [path for path, _ in entry.files] for entry in found if isinstance(entry, MediaOnDisk)}
-
-
-# --- the walk ---
-
-
-@settings(max_examples=60, deadline=None)
-@given(st.sets(media, max_size=10), st.sets(media, max_size=10))
-def test_walk_finds_contents_and_thumbnails_in_the_order_of_contents(
-    with_content: set[Media], others: set[Media]
-) -> None:
-    with tempfile.TemporaryDirectory() as directory:
-        store = MediaStore(Path(directory))
-        for each in with_content:
-            write(store, content_path(each))
-        for each in others:
-            write(store, f"{thumbnail_directory(each)}/{THUMBNAIL}")
-        found = walked(store)
-        assert set(found) == with_content | others
-        for each, paths in found.items():
-            expected = [content_path(each)] if each in with_content else []
-            assert paths == expected + ([f"{thumbnail_directory(each)}/{THUMBNAIL}"] if each in others else [])
-        for local in (True, False):
-            of_kind = [content_path(each).encode() for each in found if each.is_local == local]
-            assert of_kind == sorted(of_kind)
-
-
-def test_walk_tells_the_state_of_each_file(store: MediaStore) -> None:
-    path = write(store, "local_content/ab/cd/efgh")
-    (entry,) = media_on_disk(store, local=True)
-    assert isinstance(entry, MediaOnDisk)
-    assert entry.files == ((path, store.state(path)),)
-
-
-def test_walk_leaves_out_what_is_not_synapses(store: MediaStore) -> None:
-    outside = store.root.parent / "outside"
-    outside.mkdir()
-    (outside / "efgh").write_bytes(b"x")
-    for path in ("local_content/abc/de/fghi", "local_content/ab/x", "local_thumbnails/ab/cd/efgh/tmp123"):
-        write(store, path)
-    (store.root / "local_content/li").symlink_to(outside)
-    (store.root / "local_content/ab/cd").mkdir()
-    (store.root / "local_content/ab/cd/link").symlink_to(outside / "efgh")
-    os.mkfifo(store.root / "local_content/ab/cd/fifo")
-    assert walked(store) == {}
-
-
-def test_walk_of_a_store_without_media_finds_nothing(store: MediaStore) -> None:
-    assert walked(store) == {}
-
-
-@pytest.mark.parametrize(
-    ("unreadable", "order", "is_one_media"),
-    [("ab", "/ab", False), ("cd", "/abcd", False), ("efgh", "/abcdefgh", True)],
-)
-def test_walk_tells_what_it_could_not_read(
-    store: MediaStore, monkeypatch: pytest.MonkeyPatch, unreadable: str, order: str, is_one_media: bool
-) -> None:
-    write(store, f"local_thumbnails/ab/cd/efgh/{THUMBNAIL}")
-    write(store, "local_content/zz/zz/zzzz")
-    refuse(monkeypatch, unreadable)
-    refused, other = media_on_disk(store, local=True)
-    assert refused == Unreadable(order, is_one_media, "Permission denied")
-    assert isinstance(other, MediaOnDisk) and other.media == Media("", "zzzzzzzz")
-
-
-def refuse(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
-    """Let a directory be one that may not be read; root may read all."""
-    opened = directories.open_directory
-
-    def open_directory(wanted: str, parent: int) -> int:
-        if wanted == name:
-            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), wanted)
-        return opened(wanted, parent)
-
-    monkeypatch.setattr(media_walk, "open_directory", open_directory)
-
-
-# --- beside the rows ---
-
-
 @settings(max_examples=60, deadline=None)
 @given(
-    known=st.sets(media, max_size=12),
-    deleted=st.sets(media, max_size=12),
-    on_disk=st.sets(media, max_size=12),
+    known=st.sets(similar_media, max_size=12),
+    deleted=st.sets(similar_media, max_size=12),
+    on_disk=st.sets(similar_media, max_size=12),
     chunk=st.integers(1, 3),
 )
 def test_every_row_is_met_once_and_in_order(
@@ -187,7 +86,7 @@ def test_what_cannot_be_read_is_not_taken_for_gone(
     cache.add([*hidden, *gone, there])
     for each in (*hidden, there):
         write(store, content_path(each.media))
-    refuse(monkeypatch, "ab")
+    refuse_to_walk(monkeypatch, "ab")
     found = list(candidates(store, cache))
     assert [entry.row for entry in found if isinstance(entry, NotOnDisk)] == gone
     assert [entry.row for entry in found if isinstance(entry, OnDisk)] == [there]
@@ -228,9 +127,3 @@ def test_paths_that_would_leave_the_store_are_failures(store: MediaStore, cache:
     bad = CachedMedia("..", "x", "abcdefgh", "remote")
     cache.add([bad, CachedMedia("", "abcd", "abcd", "local")])
     assert [type(entry) for entry in candidates(store, cache)] == [Failed, Failed]
-
-
-def test_letters_are_what_ids_are_made_of() -> None:
-    # The walk takes a short way for them.
-    assert all(is_safe(letter) for letter in string.ascii_letters)
-    assert not any(is_safe(name) for name in ("", ".", "..", "a/b", "a\0", "é" * 128, "a" * 256))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import string
 import warnings
 
 import pytest
@@ -16,6 +17,7 @@ from storage_provider.media_paths import (
     UnsafePath,
     content_path,
     in_thumbnail_order,
+    is_safe,
     parse_path,
     thumbnail_directory,
 )
@@ -184,3 +186,9 @@ class TestPaths:
     def test_order_of_thumbnails_differs_where_an_id_begins_another_one(self) -> None:
         short, long = Media("", "abcdefgh"), Media("", "abcdefgh-x")
         assert list(in_thumbnail_order([short, long], lambda each: each)) == [long, short]
+
+
+def test_letters_are_what_ids_are_made_of() -> None:
+    # `is_safe` takes a short way for them.
+    assert all(is_safe(letter) for letter in string.ascii_letters)
+    assert not any(is_safe(name) for name in ("", ".", "..", "a/b", "a\0", "é" * 128, "a" * 256))
