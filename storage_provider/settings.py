@@ -12,12 +12,22 @@ from backends.errors import SettingsError
 from backends.settings import BucketSettings, Size, StrictSettings, parse_size
 
 _MISPLACED = {
-    "store_local": "it belongs beside `module` and `config`, not inside `config`",
-    "store_remote": "it belongs beside `module` and `config`, not inside `config`",
-    "store_synchronous": "it belongs beside `module` and `config`, not inside `config`",
-    "media_retention": "Synapse's own `media_retention`, at the top level of homeserver.yaml, replaces it",
+    "store_local": (
+        "version 1.6 removed local files after their upload where it was false; `local_cache` keeps the disk small "
+        "now. Leave `store_local: true` beside `module`: false there keeps users' media out of the bucket"
+    ),
+    "store_remote": (
+        "version 1.6 sent nothing to the bucket where it was false. The `store_remote` that Synapse reads stands "
+        "beside `module`: whether cached media of other homeservers goes into the bucket"
+    ),
+    "store_synchronous": "it never had an effect here; the one that Synapse reads stands beside `module`",
+    "media_retention": (
+        "`local_cache: {max_age: …}` replaces its local_media_lifetime. Nothing replaces its remote_media_lifetime, "
+        "after which version 1.6 deleted from the bucket. "
+        "Synapse's own `media_retention`, at the top level of homeserver.yaml, deletes media for good"
+    ),
 }
-"""Keys that version 1.6 read inside `config`, and where they belong."""
+"""Keys that version 1.6 read inside `config`, and what has come of them."""
 
 _EXTRA_ARGS = {
     "StorageClass": "storage_class",
@@ -95,7 +105,7 @@ class ProviderSettings(BucketSettings):
     local_cache: Annotated[LocalCacheSettings, BeforeValidator(LocalCacheSettings.parse)] | None = None
     delete_from_bucket: StrictBool = True
     misplaced: tuple[str, ...] = Field((), exclude=True)
-    """Keys that were found inside `config` and ignored, each with where it belongs."""
+    """Keys that were found inside `config` and ignored, each with what to do instead."""
 
     @classmethod
     def parse(cls, values: object) -> ProviderSettings:

@@ -196,11 +196,24 @@ def test_other_arguments_of_boto3_are_refused() -> None:
     assert refusal(extra_args="StorageClass").path == ("extra_args",)
 
 
-def test_misplaced_settings_are_kept_apart_with_where_they_belong() -> None:
+def test_misplaced_settings_are_kept_apart_with_what_to_do_instead() -> None:
     settings = parse(store_local=True, media_retention={"enabled": True})
     assert len(settings.misplaced) == 2
     assert settings.misplaced[0].startswith("store_local: ")
     assert "media_retention" in settings.misplaced[1]
+
+
+@pytest.mark.parametrize(
+    ("name", "instead", "warning"),
+    [
+        ("media_retention", "`local_cache: {max_age: …}` replaces its local_media_lifetime", "deletes media for good"),
+        ("store_local", "`local_cache` keeps the disk small", "keeps users' media out of the bucket"),
+    ],
+)
+def test_what_once_emptied_the_disk_is_not_replaced_by_what_loses_media(name: str, instead: str, warning: str) -> None:
+    (advice,) = parse(**{name: False}).misplaced
+    assert instead in advice
+    assert warning in advice
 
 
 def test_the_record_of_misplaced_settings_is_no_setting() -> None:

@@ -47,7 +47,7 @@ def test_a_provider_without_a_config_block_is_told_what_is_missing(open_site: Op
 def test_misplaced_settings_are_ignored_with_an_error_line_each(open_site: OpenSite) -> None:
     misplaced = {"store_local": True, "media_retention": {"enabled": True}}
     site = open_site("minio", storage=misplaced)
-    for name, place in [("store_local", "beside `module`"), ("media_retention", "top level of homeserver.yaml")]:
+    for name, place in [("store_local", "beside `module`"), ("media_retention", "local_cache: {max_age: …}")]:
         line = site.wait_for_log(f"Ignored in the config .*{name}")
         assert " ERROR " in line
         assert place in line
