@@ -34,7 +34,8 @@ from storage_provider.read_through import ReadThrough
 from storage_provider.responder import ChunkResponder
 from storage_provider.room import Room
 from storage_provider.settings import ProviderSettings
-from storage_provider.startup_check import Problem, find_problem, prefix_problem
+from storage_provider.signals import Signal
+from storage_provider.startup_check import Problem, find_problem, has_two_spellings, prefix_problem
 from storage_provider.uploaded_files import UploadedFiles
 from storage_provider.uploads_in_flight import UploadsInFlight
 
@@ -58,6 +59,9 @@ class S3StorageProviderBackend(StorageProvider):
         self._store = MediaStore(Path(hs.config.media.media_store_path))
         self._backend = open_backend(settings)
         self._problem: Problem | None = None
+        self._may_hide_media = settings.check_on_startup != "off" and has_two_spellings(settings)
+        self._is_checking = False
+        self._checked = Signal()
         self._complaints = Complaints()
         self._stop_background = threading.Event()
         self._uploads = UploadsInFlight(self._reactor)
@@ -115,16 +119,16 @@ class S3StorageProviderBackend(StorageProvider):
         """Send a new file to the bucket; returns when it is there."""
         # Held before the first await: without local storage Synapse may delete the file right after it.
         with self._files.held(path, file_info) as give, self._uploads.one(), self._downloads.paths.used(path):
-            self._refuse_while_media_is_hidden()
+            await self._refuse_while_media_is_hidden()
             with self._as_synapse_error():
                 await self._module_api.defer_to_threadpool(self._upload_threads, self._put, path, give)
 
     async def fetch(self, path: str, file_info: FileInfo) -> Responder | None:
         """A response with the object's content, or None where there is no such object."""
-        self._refuse_while_media_is_hidden()
         with self._as_synapse_error():
             source = await self._downloads.fetch(path)
         if source is None:
+            await self._refuse_while_media_is_hidden()
             return None
         return ChunkResponder(
             self._reactor,
@@ -202,15 +206,27 @@ class S3StorageProviderBackend(StorageProvider):
 
     def _check_at_start(self) -> None:
         if self._settings.check_on_startup == "fail":
-            self._note(find_problem(self._settings, self._backend))
+            self._has_found(find_problem(self._settings, self._backend))
             if self._problem is not None:
                 raise ConfigError(self._problem.text)
         elif self._settings.check_on_startup == "warn":
-            self._reactor.callWhenRunning(self._read_threads.callInThread, self._check)
+            self._reactor.callWhenRunning(self._check)
 
     def _check(self) -> None:
-        problem = find_problem(self._settings, self._backend)
-        self._reactor.callFromThread(self._note, problem)
+        """Check the bucket in a thread, unless that is under way."""
+        if not self._is_checking:
+            self._is_checking = True
+            checking = deferToThreadPool(self._reactor, self._read_threads, find_problem, self._settings, self._backend)
+            checking.addCallback(self._has_found).addBoth(self._has_checked)
+
+    def _has_found(self, problem: Problem | None) -> None:
+        self._may_hide_media = problem is not None and problem.may_hide_media
+        self._note(problem)
+
+    def _has_checked(self, result: object) -> object:
+        self._is_checking = False
+        self._checked.fire()
+        return result
 
     def _note(self, problem: Problem | None) -> None:
         is_known, self._problem = problem == self._problem, problem
@@ -289,7 +305,13 @@ class S3StorageProviderBackend(StorageProvider):
 
     # --- errors ---
 
-    def _refuse_while_media_is_hidden(self) -> None:
+    async def _refuse_while_media_is_hidden(self) -> None:
+        """Let nobody miss media, or put it apart from the rest; where the check at the start was in vain, it is repeated."""
+        if self._may_hide_media:
+            self._check()
+            await self._checked.wait()
+        if self._may_hide_media:
+            raise SynapseError(HTTPStatus.BAD_GATEWAY, "Media storage is unavailable", Codes.UNKNOWN)
         if self._problem is not None and self._problem.hides_media:
             raise SynapseError(HTTPStatus.INTERNAL_SERVER_ERROR, "Media storage is misconfigured", Codes.UNKNOWN)
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from backends import open_backend
 from backends.base import Backend
 from backends.errors import (
+    EXPIRED_CREDENTIALS,
     AccessDenied,
     BackendError,
     BucketNotFound,
@@ -32,6 +33,8 @@ class Problem:
     text: str
     hides_media: bool = False
     """Whether media that is in the bucket would be answered with a 404: then nothing must be served."""
+    may_hide_media: bool = False
+    """Whether nobody can tell that yet, so that the check must be repeated before anything is served."""
 
 
 def find_problem(settings: ProviderSettings, backend: Backend) -> Problem | None:
@@ -39,14 +42,22 @@ def find_problem(settings: ProviderSettings, backend: Backend) -> Problem | None
 
     Blocks for as long as three calls of the backend may take.
     """
+    is_prefix_open = has_two_spellings(settings)
     try:
         backend.check()
         if problem := prefix_problem(settings):
             return problem
+        is_prefix_open = False
         backend.check_encryption()
     except BackendError as error:
-        return Problem(explained(settings, error))
+        problem = Problem(explained(settings, error))
+        return _still_open(settings, problem) if is_prefix_open and not _forbids_to_list(error) else problem
     return None
+
+
+def has_two_spellings(settings: ProviderSettings) -> bool:
+    """Whether keys may start with the prefix and a slash, or, as with synapse-s3-storage-provider, without it."""
+    return bool(settings.prefix) and not settings.prefix.endswith("/") and not settings.raw_prefix
 
 
 def prefix_problem(settings: ProviderSettings) -> Problem | None:
@@ -56,7 +67,7 @@ def prefix_problem(settings: ProviderSettings) -> Problem | None:
     Where only the raw spelling holds media, every file would seem to be missing, and new ones would
     be kept apart from the old. Raises `BackendError` where the bucket cannot be listed.
     """
-    if settings.raw_prefix or not settings.prefix or settings.prefix.endswith("/"):
+    if not has_two_spellings(settings):
         return None
     raw = settings.model_copy(update={"raw_prefix": True})
     try:
@@ -77,6 +88,19 @@ def prefix_problem(settings: ProviderSettings) -> Problem | None:
 def explained(settings: ProviderSettings, error: BackendError) -> str:
     """What failed at the bucket, with what an operator can do about it."""
     return f"{_advice(settings, error)} ({error})"
+
+
+def _still_open(settings: ProviderSettings, problem: Problem) -> Problem:
+    return Problem(
+        f"{problem.text}. Until the bucket tells whether a slash follows `prefix` in its keys, media is neither "
+        f"stored nor fetched; `prefix: {settings.prefix}/` says that one does, `raw_prefix: true` that none does",
+        may_hide_media=True,
+    )
+
+
+def _forbids_to_list(error: BackendError) -> bool:
+    """Whether these credentials will never be told; others, which may come yet, are another matter."""
+    return isinstance(error, AccessDenied) and error.status is not None and error.code not in EXPIRED_CREDENTIALS
 
 
 def _advice(settings: ProviderSettings, error: BackendError) -> str:

@@ -13,7 +13,7 @@ import boto3
 import pytest
 
 from tests.provider.conftest import REAL, OpenSite
-from tests.provider.fault_proxy import everything, gets
+from tests.provider.fault_proxy import everything, gets, puts
 from tests.provider.site import Site, Task, eventually
 
 # --- settings ---
@@ -112,6 +112,47 @@ def test_a_prefix_that_hides_some_media_is_told_and_the_rest_is_served(prefixed_
     line = site.wait_for_log("Some media in the bucket will not be found")
     assert " ERROR " in line
     assert site.homeserver.download(media_id).body == b"other"
+
+
+@pytest.mark.parametrize("reads_through", [True, False])
+def test_while_the_bucket_is_down_at_the_start_media_of_the_other_spelling_is_neither_missed_nor_left_behind(
+    open_site: OpenSite, reads_through: bool
+) -> None:
+    site = open_site("minio", storage={"raw_prefix": True, "local_cache": {"read_through": reads_through}})
+    lost, on_disk = site.homeserver.upload(b"lost"), site.homeserver.upload(b"on disk")
+    (site.homeserver.media_store / site.path(lost)).unlink()
+    keys = site.object_keys()
+    with site.proxy.drop(everything):
+        restart(site, raw_prefix=False)
+        assert " ERROR " in site.wait_for_log("Until the bucket tells whether a slash follows `prefix`")
+        assert site.homeserver.download(on_disk).body == b"on disk"
+        for _ in range(2):
+            assert site.homeserver.download(lost).status == 502
+            assert site.homeserver.request("POST", "/_matrix/media/v3/upload", b"new", "text/plain").status == 502
+    assert site.homeserver.request("POST", "/_matrix/media/v3/upload", b"new", "text/plain").status == 500
+    assert " ERROR " in site.wait_for_log("The media in the bucket was stored with a raw prefix")
+    assert site.homeserver.download(lost).status == 500
+    assert site.object_keys() == keys
+
+
+def test_an_upload_that_comes_before_the_bucket_has_told_of_its_prefix_waits_for_that(open_site: OpenSite) -> None:
+    site = open_site("minio", start=False)
+    with site.proxy.hold(everything, times=1) as held:
+        site.homeserver.start()
+        held.wait()
+        upload = Task(lambda: site.homeserver.upload(b"early"))
+        eventually("it is on the disk", (site.homeserver.media_store / "local_content").exists)
+        assert not any(map(puts, site.proxy.requests))
+    assert site.content(site.key(upload.result())) == b"early"
+    assert site.trouble() == []
+
+
+def test_a_check_that_hangs_does_not_keep_the_homeserver_from_ending(open_site: OpenSite) -> None:
+    site = open_site("minio", start=False)
+    with site.proxy.hold(everything) as held:
+        site.homeserver.start()
+        held.wait()
+        assert site.homeserver.stop() == 0
 
 
 def test_a_raw_prefix_that_is_set_is_taken_as_it_is(prefixed_site: tuple[Site, str]) -> None:

@@ -9,10 +9,12 @@ from typing import Any
 import pytest
 
 from backends import open_backend
+from backends.errors import AccessDenied
 from storage_provider.media_paths import MEDIA_ROOTS
 from storage_provider.settings import ProviderSettings
 from storage_provider.startup_check import Problem, find_problem
 from tests.backends.scripted_server import Behaviour, Request, ScriptedServer, error, from_request, reply
+from tests.jobs.memory_backend import MemoryBackend
 from tests.servers import S3Server, make_client
 from tests.servers.process import free_port
 
@@ -95,6 +97,35 @@ def test_an_endpoint_that_boto3_cannot_use(check: Check) -> None:
     assert problem is not None
     assert "endpoint_url: boto3 cannot use it" in problem.text
     assert "access_key_id" not in problem.text
+
+
+@pytest.mark.parametrize(
+    ("prefix", "is_open"),
+    [({"prefix": "media"}, True), ({"prefix": "media/"}, False), ({"prefix": "media", "raw_prefix": True}, False)],
+)
+def test_while_the_bucket_does_not_answer_a_prefix_of_two_spellings_may_hide_media(
+    check: Check, prefix: dict[str, Any], is_open: bool
+) -> None:
+    problem = check(endpoint_url=f"http://127.0.0.1:{free_port()}", max_attempts=1, **prefix)
+    assert problem is not None
+    assert problem.may_hide_media is is_open
+    assert ("`prefix: media/`" in problem.text) is is_open
+
+
+@pytest.mark.parametrize(
+    ("code", "status", "is_open"),
+    [("AccessDenied", 403, False), (None, 403, False), ("SignatureDoesNotMatch", 403, True), (None, None, True)],
+)
+def test_who_may_not_list_is_served_and_who_has_no_credentials_yet_is_not(
+    bucket: str, code: str | None, status: int | None, is_open: bool
+) -> None:
+    class RefusingBucket(MemoryBackend):
+        def check(self) -> None:
+            raise AccessDenied("refused", operation="list", code=code, status=status)
+
+    problem = find_problem(ProviderSettings.parse({"bucket": bucket, "prefix": "media"}), RefusingBucket())
+    assert problem is not None
+    assert problem.may_hide_media is is_open
 
 
 def test_credentials_that_cannot_be_read(check: Check) -> None:
