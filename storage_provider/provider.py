@@ -206,7 +206,7 @@ class S3StorageProviderBackend(StorageProvider):
 
     def _check_at_start(self) -> None:
         if self._settings.check_on_startup == "fail":
-            self._has_found(find_problem(self._settings, self._backend))
+            self._has_found(self._find_problem())
             if self._problem is not None:
                 raise ConfigError(self._problem.text)
         elif self._settings.check_on_startup == "warn":
@@ -216,8 +216,13 @@ class S3StorageProviderBackend(StorageProvider):
         """Check the bucket in a thread, unless that is under way."""
         if not self._is_checking:
             self._is_checking = True
-            checking = deferToThreadPool(self._reactor, self._read_threads, find_problem, self._settings, self._backend)
+            checking = deferToThreadPool(self._reactor, self._read_threads, self._find_problem)
             checking.addCallback(self._has_found).addBoth(self._has_checked)
+
+    def _find_problem(self) -> Problem | None:
+        providers = self._hs.config.media.media_storage_providers
+        others = [given for _, given, _ in providers if isinstance(given, ProviderSettings)]
+        return find_problem(self._settings, self._backend, others)
 
     def _has_found(self, problem: Problem | None) -> None:
         self._may_hide_media = problem is not None and problem.may_hide_media

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from backends import open_backend
@@ -37,15 +38,18 @@ class Problem:
     """Whether nobody can tell that yet, so that the check must be repeated before anything is served."""
 
 
-def find_problem(settings: ProviderSettings, backend: Backend) -> Problem | None:
+def find_problem(
+    settings: ProviderSettings, backend: Backend, others: Iterable[ProviderSettings] = ()
+) -> Problem | None:
     """The first problem with endpoint, credentials, bucket, prefix or encryption; None where all is well.
 
-    Blocks for as long as three calls of the backend may take.
+    `others` may serve what these settings do not find. Blocks for as long as three calls of the backend may take.
     """
     is_prefix_open = has_two_spellings(settings)
     try:
         backend.check()
-        if problem := prefix_problem(settings):
+        problem = prefix_problem(settings)
+        if problem and (problem.hides_media or not any(_serves_raw_keys(settings, other) for other in others)):
             return problem
         is_prefix_open = False
         backend.check_encryption()
@@ -78,7 +82,11 @@ def prefix_problem(settings: ProviderSettings) -> Problem | None:
         return None
     spelling = f"the keys start with {settings.prefix + MEDIA_ROOTS[0]!r}, without a slash after the prefix"
     if _holds_media(settings):
-        return Problem(f"Some media in the bucket will not be found: of some of it {spelling}")
+        return Problem(
+            f"Some media in the bucket will not be found: of some of it {spelling}. A second block of this module in "
+            "`media_storage_providers`, with `raw_prefix: true` and with `store_local`, `store_remote` and "
+            "`store_synchronous` set to false, serves it as well"
+        )
     return Problem(
         f"The media in the bucket was stored with a raw prefix ({spelling}): set `raw_prefix: true`",
         hides_media=True,
@@ -88,6 +96,11 @@ def prefix_problem(settings: ProviderSettings) -> Problem | None:
 def explained(settings: ProviderSettings, error: BackendError) -> str:
     """What failed at the bucket, with what an operator can do about it."""
     return f"{_advice(settings, error)} ({error})"
+
+
+def _serves_raw_keys(settings: ProviderSettings, other: ProviderSettings) -> bool:
+    place = (settings.bucket, settings.endpoint_url, settings.prefix)
+    return other.raw_prefix and (other.bucket, other.endpoint_url, other.prefix) == place
 
 
 def _still_open(settings: ProviderSettings, problem: Problem) -> Problem:

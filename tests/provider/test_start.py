@@ -114,6 +114,28 @@ def test_a_prefix_that_hides_some_media_is_told_and_the_rest_is_served(prefixed_
     assert site.homeserver.download(media_id).body == b"other"
 
 
+@pytest.mark.parametrize("check", ["warn", "fail"])
+def test_a_second_provider_with_a_raw_prefix_serves_the_rest_and_nothing_is_wrong_then(
+    open_site: OpenSite, check: str
+) -> None:
+    site = open_site("minio", storage={"check_on_startup": check})
+    first, second = site.homeserver.upload(b"with a slash"), site.homeserver.upload(b"raw")
+    source = f"{site.bucket}/{site.key(second)}"
+    site.client.copy_object(Bucket=site.bucket, Key=f"media{site.path(second)}", CopySource=source)
+    site.client.delete_object(Bucket=site.bucket, Key=site.key(second))
+    block = dict(site.homeserver.config["media_storage_providers"][0])
+    block |= dict.fromkeys(("store_local", "store_remote", "store_synchronous"), False)
+    block["config"] = {**block["config"], "raw_prefix": True}
+    site.homeserver.config["media_storage_providers"].append(block)
+    restart(site)
+    site.homeserver.wipe_media()
+    assert site.homeserver.download(first).body == b"with a slash"
+    assert site.homeserver.download(second).body == b"raw"
+    site.serves_others()
+    assert site.object_keys("medialocal") == [f"media{site.path(second)}"]
+    assert site.trouble() == []
+
+
 @pytest.mark.parametrize("reads_through", [True, False])
 def test_while_the_bucket_is_down_at_the_start_media_of_the_other_spelling_is_neither_missed_nor_left_behind(
     open_site: OpenSite, reads_through: bool

@@ -160,6 +160,7 @@ def test_a_prefix_that_hides_some_media(check: Check, put: Callable[[str], None]
     problem = check(prefix="media")
     assert problem is not None
     assert "Some media" in problem.text
+    assert "`raw_prefix: true`" in problem.text
     assert not problem.hides_media
 
 
