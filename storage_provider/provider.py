@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 from synapse.api.errors import Codes, SynapseError
 from synapse.media._base import FileInfo, Responder
 from synapse.media.storage_provider import StorageProvider
-from synapse.module_api import ModuleApi
 from synapse.module_api.errors import ConfigError
 from twisted.internet.defer import Deferred
 from twisted.internet.threads import deferToThreadPool
@@ -108,8 +107,6 @@ class S3StorageProviderBackend(StorageProvider):
     @staticmethod
     def parse_config(config: Mapping[str, Any]) -> ProviderSettings:
         """The settings of a `config` block. Raises Synapse's `ConfigError` with the key and the remedy."""
-        if not hasattr(ModuleApi, "defer_to_threadpool"):
-            raise ConfigError("This storage provider needs Synapse 1.140 or later; please upgrade Synapse")
         try:
             return ProviderSettings.parse(config)
         except SettingsError as error:

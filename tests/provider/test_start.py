@@ -7,6 +7,7 @@ import hashlib
 import http.client
 import os
 import re
+from pathlib import Path
 from typing import Any
 
 import boto3
@@ -14,6 +15,7 @@ import pytest
 
 from tests.provider.conftest import REAL, OpenSite
 from tests.provider.fault_proxy import everything, gets, puts
+from tests.provider.homeserver import ROOT
 from tests.provider.site import Site, Task, eventually
 
 # --- settings ---
@@ -52,6 +54,18 @@ def test_misplaced_settings_are_ignored_with_an_error_line_each(open_site: OpenS
         assert " ERROR " in line
         assert place in line
     site.serves_others()
+
+
+def test_an_older_synapse_is_told_to_be_upgraded(open_site: OpenSite, tmp_path: Path) -> None:
+    # Python runs it first; it takes away what older releases lack.
+    (tmp_path / "sitecustomize.py").write_text(
+        "import synapse.media._base, synapse.module_api\n"
+        "del synapse.media._base.ConsumerRequestedStopError, synapse.module_api.ModuleApi.defer_to_threadpool\n"
+    )
+    site = open_site("minio", start=False, environment={"PYTHONPATH": f"{tmp_path}{os.pathsep}{ROOT}"})
+    printed = site.homeserver.fail_to_start()
+    assert "needs Synapse 1.140 or later; please upgrade Synapse" in printed
+    assert "Traceback" not in printed
 
 
 # --- the check of the bucket ---
