@@ -357,7 +357,7 @@ def _refuse_losing_media(hs: HomeServer, settings: ProviderSettings) -> None:
     elif not any(wrapper.store_remote for _, wrapper in wrappers):
         reason = "store_remote: true"
     if reason is not None:
-        raise ConfigError(
-            f"enable_local_media_storage: false would lose media; set {reason} for the storage provider",
-            path=("media_storage_providers",),
-        )
+        text = f"enable_local_media_storage: false would lose media; set {reason} for the storage provider"
+        # Synapse shows the exception at the end of a traceback.
+        logger.error("Media storage: %s", text)
+        raise ConfigError(text)

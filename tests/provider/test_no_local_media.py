@@ -103,6 +103,7 @@ def test_synapse_refuses_to_start_where_media_would_be_lost(open_site: OpenSite,
     site = open_site("minio", settings={"enable_local_media_storage": False}, wrapper={flag: False}, start=False)
     printed = site.homeserver.fail_to_start()
     assert f"enable_local_media_storage: false would lose media; set {flag}: true" in printed
+    assert " ERROR " in site.wait_for_log(f"Media storage: enable_local_media_storage: .* set {flag}: true")
 
 
 def test_dynamic_thumbnails_which_synapse_cannot_make_then_are_warned_of(open_site: OpenSite) -> None:

@@ -216,6 +216,7 @@ def test_an_encryption_key_that_the_server_ignores_is_told_and_nothing_is_sent(
 def test_with_fail_a_missing_bucket_keeps_synapse_from_starting(open_site: OpenSite) -> None:
     site = open_site("minio", storage={"bucket": "no-such-bucket", "check_on_startup": "fail"}, start=False)
     assert "There is no bucket 'no-such-bucket'" in site.homeserver.fail_to_start()
+    assert " ERROR " in site.wait_for_log("Media storage: There is no bucket 'no-such-bucket'")
 
 
 def test_with_fail_a_bucket_that_is_well_lets_synapse_start(open_site: OpenSite) -> None:
