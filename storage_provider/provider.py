@@ -324,7 +324,8 @@ class S3StorageProviderBackend(StorageProvider):
             yield
         except BackendError as error:
             self._complaints.add(error)
-            raise SynapseError(HTTPStatus.BAD_GATEWAY, "Media storage is unavailable", Codes.UNKNOWN) from error
+            # Without its cause, as Synapse logs a traceback for each upload that fails behind its answer.
+            raise SynapseError(HTTPStatus.BAD_GATEWAY, "Media storage is unavailable", Codes.UNKNOWN) from None
 
 
 def _keeps_local_files(hs: HomeServer) -> bool:

@@ -75,6 +75,8 @@ def test_an_upload_that_fails_keeps_the_local_file(site: Site) -> None:
         fault.wait(3)
         site.wait_for_log("Error storing file")
     assert site.homeserver.download(media_id).body == b"content"
+    # Synapse logs one, which says the least that there is.
+    assert site.log.count("Traceback") == 1
 
 
 def test_shutdown_waits_for_an_upload_in_flight(site: Site) -> None:
