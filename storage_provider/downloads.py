@@ -14,6 +14,7 @@ from twisted.internet.threads import deferToThreadPool
 from twisted.python.threadpool import ThreadPool
 
 from backends.base import Backend, ObjectInfo
+from storage_provider.free_space import FreeSpace
 from storage_provider.keeping import Keeping
 from storage_provider.media_store import MediaStore
 from storage_provider.paths_in_use import PathsInUse
@@ -60,6 +61,7 @@ class Downloads:
         self.paths = PathsInUse(reactor, self._path_is_free)
         self.backend = backend
         self.store = store
+        self.free_space = FreeSpace(store)
         self.keeping = Keeping(store, self.do_in_background, choose_to_keep)
         self._module_api = module_api
         self._reactor = reactor

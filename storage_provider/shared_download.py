@@ -47,9 +47,6 @@ _PIECES = 5
 # A download that is so far ahead of its readers gives way to those that somebody waits for.
 _FAR_AHEAD_BYTES = 2 << 20
 
-# What stays free on the disk besides the files that are being downloaded, so that others can go on writing.
-_RESERVE_BYTES = 16 << 20
-
 # Somebody else may take away the directories that were made for a file, or make a copy at the same path.
 _PLACE_ATTEMPTS = 5
 
@@ -94,6 +91,8 @@ class SharedDownload:
         self._file: TemporaryFile | None = None
         self._error: Exception | None = None
         self._available = 0
+        # Of the space that the disk has promised to the file, what is not written yet.
+        self._promised = 0
         # A large object is hashed as it comes: hashed when it is whole, it would hold up the others that are to be kept.
         self._digest = hashlib.sha256()
         self._step_bytes = _SMALLEST_STEP
@@ -229,11 +228,16 @@ class SharedDownload:
         """A file that there is room for on the disk, or None; in a thread."""
         store = self._downloads.store
         try:
-            free, _ = store.free_space()
-            return store.temporary_file(self.path) if free >= size + _RESERVE_BYTES else None
+            if self._downloads.free_space.promise(size):
+                self._promised = size
+                return store.temporary_file(self.path)
         except OSError as error:
             logger.debug("There is no room in %s: %s", store.root, error)
-            return None
+        return None
+
+    def _settle(self, size: int) -> None:
+        self._promised -= size
+        self._downloads.free_space.settle(size)
 
     def _has_opened(self, opened: _Opened) -> None:
         self._show_object(opened)
@@ -266,6 +270,7 @@ class SharedDownload:
             while chunk := reader.read(self._step_bytes):
                 self._digest.update(chunk)
                 file.write_at(chunk, end)
+                self._settle(len(chunk))
                 pieces.append(chunk)
                 end += len(chunk)
                 now = time.monotonic()
@@ -319,6 +324,7 @@ class SharedDownload:
     def _has_failed(self, failure: Failure) -> None:
         error = failure.value
         self._error = error if isinstance(error, Exception) else RuntimeError(str(error))
+        self._settle(self._promised)
         self._downloads.forget(self)
         if isinstance(error, OSError) and self._file is not None:
             logger.warning("The disk does not take a download, which goes on without it: %s", error)
@@ -345,6 +351,7 @@ class SharedDownload:
         if self._users or self._is_moving or self._is_preparing or (self._is_whole and self._is_to_stay):
             return
         self._downloads.forget(self)
+        self._settle(self._promised)
         if self._reader is not None:
             self._reader.close()
         # Once: two threads at once would close what is somebody else's by then.

@@ -19,7 +19,8 @@ from backends.errors import AccessDenied, BackendError, BackendUnavailable, Obje
 from storage_provider.downloads import Downloads, Threads
 from storage_provider.media_store import MediaStore
 from storage_provider.proofs import Digest, Fingerprint
-from storage_provider.sources import CHUNK_BYTES, ChunkSource
+from storage_provider.shared_download import DownloadSource
+from storage_provider.sources import CHUNK_BYTES, BucketSource, ChunkSource
 from storage_provider.temporary_files import TemporaryFile, give_name
 from tests.provider.scripted_bucket import ImmediateReactor, ManualModuleApi, ManualThreads, ScriptedBucket
 from tests.temporary_files import temporary_files
@@ -27,6 +28,7 @@ from tests.temporary_files import temporary_files
 Result = TypeVar("Result")
 
 PATH = "local_content/AB/CD/efgh"
+OTHER_PATH = "local_content/AB/CD/ijkl"
 LARGE = os.urandom(3 << 20)
 SMALL = os.urandom(1000)
 BREAK = (2 << 20) + 12_345
@@ -910,6 +912,67 @@ def test_where_there_is_no_room_a_copy_is_an_error_and_no_file(world: World) -> 
     world.end(source)
     assert not world.file.exists()
     world.assert_nothing_is_held()
+
+
+@pytest.fixture
+def room_for_one(world: World, monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:
+    """Lets the disk have room for one large file, whatever is written."""
+
+    def limit() -> None:
+        monkeypatch.setattr(world.store, "free_space", lambda: (len(LARGE) + (16 << 20), 1 << 40))
+
+    limit()
+    return limit
+
+
+def begin_another(world: World) -> ChunkSource:
+    world.bucket.objects[OTHER_PATH] = LARGE
+    fetching = begin(world.downloads.fetch(OTHER_PATH))
+    world.opening.work()
+    if not fetching.called:
+        world.moving.work(1)
+    source = now(fetching)
+    assert source is not None
+    world.downloads.paths.end(OTHER_PATH)
+    return source
+
+
+@pytest.mark.usefixtures("room_for_one")
+def test_the_same_room_is_not_given_to_two_downloads_side_by_side(world: World) -> None:
+    world.bucket.objects[PATH] = LARGE
+    first, second = world.fetch(), begin_another(world)
+    assert isinstance(first, DownloadSource)
+    assert isinstance(second, BucketSource)
+    world.take()
+    assert [world.read_all(source) for source in (first, second)] == [LARGE] * 2
+    world.end(first, second)
+
+
+@pytest.mark.parametrize("end", ["whole", "left", "broken", "refused by the disk", "refused by the disk at once"])
+def test_the_room_of_a_download_that_has_ended_is_free_for_the_next_one(
+    world: World,
+    room_for_one: Callable[[], None],
+    failing_disk: Callable[[int], None],
+    monkeypatch: pytest.MonkeyPatch,
+    end: str,
+) -> None:
+    world.bucket.objects[PATH] = LARGE
+    if end == "broken":
+        world.bucket.breaks_at = [BREAK] * 3
+    elif end == "refused by the disk":
+        failing_disk(BREAK)
+    elif end == "refused by the disk at once":
+        failing_disk(0)
+    first = world.fetch()
+    world.take()
+    if end == "left":
+        first.close()
+    world.work()
+    monkeypatch.undo()
+    room_for_one()
+    second = begin_another(world)
+    assert isinstance(second, DownloadSource)
+    world.end(first, second)
 
 
 def test_when_the_disk_takes_no_more_readers_go_on_from_the_bucket_where_they_are(
