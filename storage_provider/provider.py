@@ -20,8 +20,9 @@ from twisted.internet.threads import deferToThreadPool
 from twisted.python.threadpool import ThreadPool
 
 from backends import open_backend
-from backends.errors import AccessDenied, BackendError, SettingsError
+from backends.errors import BackendError, SettingsError
 from backends.selection import choose_backend
+from storage_provider.bucket_check import BucketCheck
 from storage_provider.cache_db import CachedMedia, Kind
 from storage_provider.cache_keeper import CacheKeeper
 from storage_provider.complaints import Complaints
@@ -33,8 +34,6 @@ from storage_provider.read_through import ReadThrough
 from storage_provider.responder import ChunkResponder
 from storage_provider.room import Room
 from storage_provider.settings import ProviderSettings
-from storage_provider.signals import Signal
-from storage_provider.startup_check import Problem, find_problem, has_two_spellings, prefix_problem
 from storage_provider.uploaded_files import UploadedFiles
 from storage_provider.uploads_in_flight import UploadsInFlight
 
@@ -57,10 +56,6 @@ class S3StorageProviderBackend(StorageProvider):
         self._hs = hs
         self._store = MediaStore(Path(hs.config.media.media_store_path))
         self._backend = open_backend(settings)
-        self._problem: Problem | None = None
-        self._may_hide_media = settings.check_on_startup != "off" and has_two_spellings(settings)
-        self._is_checking = False
-        self._checked = Signal()
         self._complaints = Complaints()
         self._stop_background = threading.Event()
         self._uploads = UploadsInFlight(self._reactor)
@@ -68,17 +63,13 @@ class S3StorageProviderBackend(StorageProvider):
         self._keeps_local_files = _keeps_local_files(hs)
         if not self._keeps_local_files:
             self._files.follow(self._module_api)
-            if hs.config.media.dynamic_thumbnails:
-                logger.warning(
-                    "dynamic_thumbnails does not work together with enable_local_media_storage: false: "
-                    "Synapse itself looks for the thumbnail on the disk"
-                )
         # Each kind of work has threads of its own: reads that hang keep no upload waiting, nor the reverse.
         half, quarter = settings.threadpool_size // 2, settings.threadpool_size // 4
         self._download_threads = self._start_threads("s3-media-download", half)
         self._upload_threads = self._start_threads("s3-media-upload", quarter)
         self._read_threads = self._start_threads("s3-media-read", settings.threadpool_size - half - quarter)
         self._background_threads = self._start_threads("s3-media-background", quarter)
+        self._check = BucketCheck(settings, _all_of_ours(hs), self._backend, self._reactor, self._read_threads)
         self._known_media = KnownMedia(database_arguments(hs), self._accessed_remotes)
         self._room = Room(None if settings.local_cache is None else settings.local_cache.max_size)
         self._read_through = ReadThrough(settings, self._store, self._room, self._known_media, self._evict)
@@ -92,14 +83,10 @@ class S3StorageProviderBackend(StorageProvider):
         )
         kinds = _kinds_to_cache(hs, settings)
         self._keeper = self._make_keeper(kinds) if kinds and self._keeps_local_files else None
-        self._at_shutdown("before", self._uploads.wait)
-        self._at_shutdown("before", self._end_background_work)
-        self._at_shutdown("during", self._stop)
+        self._follow_shutdown()
         self._announce()
-        self._check_at_start()
-        self._reactor.callWhenRunning(self._background_threads.callInThread, self._remove_leftovers)
-        if self._keeper is not None:
-            self._reactor.callWhenRunning(self._keeper.start)
+        self._check.start()
+        self._begin_background_work()
 
     def __str__(self) -> str:
         return f"S3StorageProviderBackend[{self._settings.bucket}]"
@@ -116,7 +103,7 @@ class S3StorageProviderBackend(StorageProvider):
         """Send a new file to the bucket; returns when it is there."""
         # Held before the first await: without local storage Synapse may delete the file right after it.
         with self._files.held(path, file_info) as give, self._uploads.one(), self._downloads.paths.used(path):
-            await self._refuse_while_media_is_hidden()
+            await self._check.refuse_while_media_is_hidden()
             with self._as_synapse_error():
                 await self._module_api.defer_to_threadpool(self._upload_threads, self._put, path, give)
 
@@ -125,7 +112,7 @@ class S3StorageProviderBackend(StorageProvider):
         with self._as_synapse_error():
             source = await self._downloads.fetch(path)
         if source is None:
-            await self._refuse_while_media_is_hidden()
+            await self._check.refuse_while_media_is_hidden()
             return None
         return ChunkResponder(
             self._reactor,
@@ -177,9 +164,11 @@ class S3StorageProviderBackend(StorageProvider):
         threads.start()
         return threads
 
-    def _at_shutdown(self, phase: str, action: Callable[[], object]) -> None:
+    def _follow_shutdown(self) -> None:
         reactor: Any = self._reactor  # the interface's type leaves out the event's name
-        reactor.addSystemEventTrigger(phase, "shutdown", action)
+        reactor.addSystemEventTrigger("before", "shutdown", self._uploads.wait)
+        reactor.addSystemEventTrigger("before", "shutdown", self._end_background_work)
+        reactor.addSystemEventTrigger("during", "shutdown", self._stop)
 
     def _announce(self) -> None:
         settings = self._settings
@@ -200,40 +189,16 @@ class S3StorageProviderBackend(StorageProvider):
         )
         for ignored in settings.misplaced:
             logger.error("Ignored in the config of the media storage provider: %s", ignored)
+        if not self._keeps_local_files and self._hs.config.media.dynamic_thumbnails:
+            logger.warning(
+                "dynamic_thumbnails does not work together with enable_local_media_storage: false: "
+                "Synapse itself looks for the thumbnail on the disk"
+            )
 
-    def _check_at_start(self) -> None:
-        if self._settings.check_on_startup == "fail":
-            self._has_found(self._find_problem())
-            if self._problem is not None:
-                raise ConfigError(self._problem.text)
-        elif self._settings.check_on_startup == "warn":
-            self._reactor.callWhenRunning(self._check)
-
-    def _check(self) -> None:
-        """Check the bucket in a thread, unless that is under way."""
-        if not self._is_checking:
-            self._is_checking = True
-            checking = deferToThreadPool(self._reactor, self._read_threads, self._find_problem)
-            checking.addCallback(self._has_found).addBoth(self._has_checked)
-
-    def _find_problem(self) -> Problem | None:
-        providers = self._hs.config.media.media_storage_providers
-        others = [given for _, given, _ in providers if isinstance(given, ProviderSettings)]
-        return find_problem(self._settings, self._backend, others)
-
-    def _has_found(self, problem: Problem | None) -> None:
-        self._may_hide_media = problem is not None and problem.may_hide_media
-        self._note(problem)
-
-    def _has_checked(self, result: object) -> object:
-        self._is_checking = False
-        self._checked.fire()
-        return result
-
-    def _note(self, problem: Problem | None) -> None:
-        is_known, self._problem = problem == self._problem, problem
-        if problem is not None and not is_known:
-            logger.error("Media storage: %s", problem.text)
+    def _begin_background_work(self) -> None:
+        self._reactor.callWhenRunning(self._background_threads.callInThread, self._remove_leftovers)
+        if self._keeper is not None:
+            self._reactor.callWhenRunning(self._keeper.start)
 
     def _remove_leftovers(self) -> None:
         """Remove what a process that was killed has left of its downloads; in a thread."""
@@ -287,35 +252,13 @@ class S3StorageProviderBackend(StorageProvider):
             cache.prepare()
         except (MediaStoreError, OSError) as error:
             logger.warning("The local cache of media cannot be kept: %s", error)
-        return CacheKeeper(cache, self._store, self._settings, self._stop_background, self._may_keep_cache)
-
-    def _may_keep_cache(self) -> bool:
-        """Whether media is looked for where it is: what is missing elsewhere is not to be sent there; in a thread."""
-        try:
-            problem = prefix_problem(self._settings)
-        except AccessDenied:
-            # Without the permission to list nothing is found to be missing either.
-            return True
-        if problem is None or not problem.hides_media:
-            return True
-        self._reactor.callFromThread(self._note, problem)
-        return False
+        return CacheKeeper(cache, self._store, self._settings, self._stop_background, self._check.allows_cache)
 
     def _evict(self) -> None:
         if self._keeper is not None:
             self._keeper.wake()
 
     # --- errors ---
-
-    async def _refuse_while_media_is_hidden(self) -> None:
-        """Let nobody miss media, or put it apart from the rest; where the check at the start was in vain, it is repeated."""
-        if self._may_hide_media:
-            self._check()
-            await self._checked.wait()
-        if self._may_hide_media:
-            raise SynapseError(HTTPStatus.BAD_GATEWAY, "Media storage is unavailable", Codes.UNKNOWN)
-        if self._problem is not None and self._problem.hides_media:
-            raise SynapseError(HTTPStatus.INTERNAL_SERVER_ERROR, "Media storage is misconfigured", Codes.UNKNOWN)
 
     @contextlib.contextmanager
     def _as_synapse_error(self) -> Iterator[None]:
@@ -331,6 +274,10 @@ class S3StorageProviderBackend(StorageProvider):
 def _keeps_local_files(hs: HomeServer) -> bool:
     # The setting came with Synapse 1.146.
     return bool(getattr(hs.config.media, "enable_local_media_storage", True))
+
+
+def _all_of_ours(hs: HomeServer) -> list[ProviderSettings]:
+    return [given for _, given, _ in hs.config.media.media_storage_providers if isinstance(given, ProviderSettings)]
 
 
 def _kinds_to_cache(hs: HomeServer, settings: ProviderSettings) -> list[Kind]:
