@@ -10,6 +10,7 @@ from typing import Any
 from synapse.api.errors import Codes, SynapseError
 from synapse.module_api.errors import ConfigError
 from twisted.internet.threads import deferToThreadPool
+from twisted.python.failure import Failure
 from twisted.python.threadpool import ThreadPool
 
 from backends.base import Backend
@@ -88,7 +89,7 @@ class BucketCheck:
         if not self._is_checking:
             self._is_checking = True
             checking = deferToThreadPool(self._reactor, self._threads, self._find_problem)
-            checking.addCallback(self._has_found).addBoth(self._has_checked)
+            checking.addCallbacks(self._has_found, self._has_broken).addBoth(self._has_checked)
 
     def _find_problem(self) -> Problem | None:
         """Ask the bucket; in a thread, or where Synapse has to wait for it."""
@@ -98,10 +99,12 @@ class BucketCheck:
         self._may_hide_media = problem is not None and problem.may_hide_media
         self._note(problem)
 
-    def _has_checked(self, result: object) -> object:
+    def _has_broken(self, failure: Failure) -> None:
+        logger.error("The check of the bucket failed", exc_info=failure.value)
+
+    def _has_checked(self, _result: object) -> None:
         self._is_checking = False
         self._checked.fire()
-        return result
 
     def _note(self, problem: Problem | None) -> None:
         is_known, self._problem = problem == self._problem, problem
