@@ -56,6 +56,11 @@ class Caller(Generic[Client]):
         """Let calls under way and later ones fail."""
         self._closed.set()
 
+    def refuse_after_close(self, operation: str, key: str | None) -> None:
+        """Raise `BackendUnavailable` when `close` has been called."""
+        if self._closed.is_set():
+            raise BackendUnavailable("the backend is closed", operation=operation, key=key)
+
     def call(self, operation: str, key: str | None, request: Callable[[Client], Result]) -> Result:
         """Make a request until it succeeds, fails for good, or runs out of attempts or time.
 
@@ -67,8 +72,7 @@ class Caller(Generic[Client]):
         before = sys.exc_info()[1]
         with self._transport.call() as deadline:
             while True:
-                if self._closed.is_set():
-                    raise BackendUnavailable("the backend is closed", operation=operation, key=key)
+                self.refuse_after_close(operation, key)
                 attempts -= 1
                 self._transport.forget_answer()
                 try:

@@ -17,6 +17,7 @@ from abc import abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from email.utils import parsedate_to_datetime
+from functools import partial
 from secrets import token_bytes, token_hex
 from typing import BinaryIO, Generic
 
@@ -264,9 +265,9 @@ class S3Backend(Backend, Generic[Client]):
     def close(self) -> None:
         self._caller.close()
         with self._lock:
-            executor, self._executor = self._executor, None
-        if executor is not None:
-            executor.shutdown(wait=False, cancel_futures=True)
+            if self._executor is not None:
+                # Nothing is cancelled: uploads wait for the parts that they have handed in, which fail at once.
+                self._executor.shutdown(wait=False)
         self._transport.close()
 
     # --- keys and answers ---
@@ -405,8 +406,7 @@ class S3Backend(Backend, Generic[Client]):
                 body,
                 size,
                 self._settings.multipart_chunksize,
-                send=send,
-                executor=self._part_executor(),
+                submit=lambda number, data: self._submit_part(key, partial(send, number, data)),
                 memory=self._memory,
             )
         except BaseException:
@@ -455,11 +455,12 @@ class S3Backend(Backend, Generic[Client]):
             if error.code != "NoSuchUpload":
                 logger.warning("The parts of a failed upload were left in the bucket: %s", error)
 
-    def _part_executor(self) -> ThreadPoolExecutor:
+    def _submit_part(self, key: str, send: Callable[[], Part]) -> Future[Part]:
         with self._lock:
+            self._caller.refuse_after_close("put", key)
             if self._executor is None:
                 self._executor = ThreadPoolExecutor(_PART_THREADS, thread_name_prefix="s3-part")
-            return self._executor
+            return self._executor.submit(send)
 
     def _stored(self, key: str, size: int, etag: str, metadata: Mapping[str, str]) -> ObjectInfo:
         return ObjectInfo(key, size, etag.strip('"'), None, self._settings.storage_class or "STANDARD", dict(metadata))

@@ -815,6 +815,62 @@ def test_a_server_that_hangs_after_a_part_failed_holds_up_nothing(make: Callable
         assert steps(server) == ["create", "part", "abort"]
 
 
+class Watched(io.BytesIO):
+    """A file that tells of each part that is read of it."""
+
+    def __init__(self, data: bytes, on_read: Callable[[], object]) -> None:
+        super().__init__(data)
+        self._on_read = on_read
+
+    def read(self, size: int | None = -1) -> bytes:
+        self._on_read()
+        return super().read(size)
+
+
+def part_threads() -> set[threading.Thread]:
+    return {thread for thread in threading.enumerate() if thread.name.startswith("s3-part")}
+
+
+def test_close_ends_more_parts_than_there_are_threads(make: Callable[..., Backend]) -> None:
+    part, before = 5 << 20, part_threads()
+    read = threading.Semaphore(0)
+    errors: list[BackendError] = []
+    with ScriptedServer(Upload(part=hang()).script()) as server:
+        backend = make(server, read_timeout=3600, multipart_chunksize=part)
+
+        def upload() -> None:
+            body = Watched(bytes(4 * part), read.release)
+            errors.append(error_of(lambda: backend.put("media/key", body, 4 * part)))
+
+        uploads = [threading.Thread(target=upload, daemon=True) for _ in range(3)]
+        for each in uploads:
+            each.start()
+        for _ in range(12):
+            assert read.acquire(timeout=PATIENCE)
+        server.wait_for(lambda server: steps(server).count("part") == 8)
+        backend.close()
+        for each in uploads:
+            each.join(PATIENCE)
+        assert [type(error) for error in errors] == [BackendUnavailable] * 3
+        assert steps(server).count("part") == 8
+    for thread in part_threads() - before:
+        thread.join(PATIENCE)
+        assert not thread.is_alive()
+
+
+def test_close_between_two_parts_is_told_as_such(make: Callable[..., Backend]) -> None:
+    part, before = 5 << 20, part_threads()
+    with ScriptedServer(Upload().script()) as server:
+        backend = make(server, multipart_chunksize=part)
+        parts = iter([lambda: None, backend.close])
+        body = Watched(bytes(2 * part), lambda: next(parts)())
+        assert "the backend is closed" in str(error_of(lambda: backend.put("media/key", body, 2 * part)))
+        assert "abort" not in steps(server)
+    for thread in part_threads() - before:
+        thread.join(PATIENCE)
+        assert not thread.is_alive()
+
+
 def test_a_part_that_does_not_acknowledge_sse_c_aborts_the_upload(make: Callable[..., Backend]) -> None:
     probe = iter([encrypted(), reply(400), reply(204)])
     upload = Upload().script()[0]
