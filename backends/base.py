@@ -1,7 +1,7 @@
 """The contract over one bucket, which every backend keeps and `tests/backends/contract.py` proves.
 
 All methods block and may be called from many threads at once; callers bring their own threads.
-Constructing a backend does no I/O: wrong credentials show at the first call.
+Constructing a backend does no I/O: wrong credentials, and files that cannot be used, show at the first call.
 
 Keys are relative to the configured prefix. A key that is empty, starts with `/`, has an empty,
 `.` or `..` segment, or cannot be written in UTF-8 is a `ValueError` before any I/O.
@@ -92,7 +92,7 @@ class Backend(ABC):
     def check(self) -> None:
         """Prove endpoint, credentials and bucket with one cheap request (a listing of one key).
 
-        Raises `BucketNotFound`, `AccessDenied` or `BackendUnavailable`.
+        Raises `BucketNotFound`, `AccessDenied`, `Misconfigured` or `BackendUnavailable`.
         """
 
     @abstractmethod

@@ -10,9 +10,11 @@ from typing import TYPE_CHECKING, Any
 import boto3
 from botocore.awsrequest import AWSPreparedRequest, AWSResponse
 from botocore.config import Config
-from botocore.exceptions import BotoCoreError, ClientError
+from botocore.exceptions import BotoCoreError, ClientError, InvalidRegionError
+from botocore.utils import validate_region_name
 
 from backends.credentials import AccessKey
+from backends.errors import SettingsError
 from backends.multipart import Part
 from backends.reader import RawBody
 from backends.s3_backend import Headers, S3Backend, content_md5, lowered
@@ -58,7 +60,7 @@ class Boto3Backend(S3Backend["S3Client"]):
         client = session.client(
             "s3",
             endpoint_url=settings.endpoint_url,
-            region_name=self._region,
+            region_name=_checked(self._region),
             config=Config(**config),
         )
         events: Any = client.meta.events
@@ -189,6 +191,15 @@ class Boto3Backend(S3Backend["S3Client"]):
         if not encrypted or self._sse_key is None:
             return {}
         return {"SSECustomerAlgorithm": self._settings.sse_customer_algo, "SSECustomerKey": self._sse_key}
+
+
+def _checked(region: str | None) -> str | None:
+    """The region, where botocore takes it: it knows fewer characters than the settings."""
+    try:
+        validate_region_name(region)  # type: ignore[arg-type] # it takes None as well
+    except InvalidRegionError:
+        raise SettingsError(("region_name",), f"boto3 takes no region {region!r}") from None
+    return region
 
 
 class _KeptBody(io.BytesIO):

@@ -16,6 +16,7 @@ from backends.errors import (
     AccessDenied,
     BackendError,
     BackendUnavailable,
+    Misconfigured,
     SettingsError,
     cause_chain,
     detach,
@@ -106,14 +107,17 @@ class Caller(Generic[Client]):
         if isinstance(cause, BackendError):
             return cause
         if isinstance(cause, SettingsError):
-            return AccessDenied(str(cause), operation=operation, key=key)
+            return Misconfigured(str(cause), operation=operation, key=key)
         answer = self._transport.failure
         sent = self._transport.credentials_sent
         self.secrets.add_credentials(sent or ())
         if answer is None:
             is_network_error = isinstance(cause, (OSError, urllib3.exceptions.HTTPError))
             if sent is None and (is_network_error or self._is_credentials_error(cause)):
-                reason = f"no usable credentials: {cause}; set access_key_id and secret_access_key"
+                reason = (
+                    f"no usable credentials: {cause}; set access_key_id and secret_access_key, "
+                    "or AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY in the environment"
+                )
                 return AccessDenied(self.secrets.scrub(reason), operation=operation, key=key)
             if not is_network_error:
                 return None

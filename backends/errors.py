@@ -55,6 +55,10 @@ class BucketNotFound(BackendError):
     """The server said that there is no such bucket."""
 
 
+class Misconfigured(BackendError):
+    """A setting, or a file that one names, cannot be used; nothing was asked of the server."""
+
+
 class AccessDenied(BackendError):
     """The server refused the credentials or what they may do, or there are none."""
 

@@ -25,7 +25,6 @@ from minio.deleteobjects import DeleteObject
 from minio.sse import SseCustomerKey
 
 from backends.credentials import AccessKey
-from backends.errors import SettingsError
 from backends.multipart import Part
 from backends.reader import RawBody
 from backends.s3_backend import Headers, S3Backend, content_md5, lowered
@@ -40,8 +39,6 @@ class MinioBackend(S3Backend[Minio]):
     def _connect(self, access_key: AccessKey | None) -> Minio:
         settings = self._settings
         endpoint = urlsplit(settings.endpoint_url or "https://s3.amazonaws.com")
-        if endpoint.path:
-            raise SettingsError(("endpoint_url",), "minio-py cannot use an endpoint with a path; set backend: boto3")
         client = Minio(
             endpoint.netloc,
             secure=settings.is_https,

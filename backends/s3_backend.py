@@ -32,12 +32,13 @@ from backends.errors import (
     EncryptionNotApplied,
     NotSupported,
     RequestRejected,
+    SettingsError,
     error_class,
 )
 from backends.memory import MemoryBudget
 from backends.multipart import Part, read_exactly, send_parts
 from backends.reader import RawBody, S3Reader
-from backends.settings import BucketSettings
+from backends.settings import BucketSettings, is_region
 from backends.transport import Transport
 from backends.xml import ListedObject, ListingPage, UnreadableReply, parse_listing
 
@@ -87,9 +88,15 @@ class S3Backend(Backend, Generic[Client]):
     @property
     def _region(self) -> str | None:
         """The region that requests are signed for; None leaves it to the SDK."""
-        named = self._settings.region_name or os.environ.get("AWS_REGION") or os.environ.get("AWS_DEFAULT_REGION")
+        if self._settings.region_name is not None:
+            return self._settings.region_name
+        for variable in ("AWS_REGION", "AWS_DEFAULT_REGION"):
+            if region := os.environ.get(variable):
+                if not is_region(region):
+                    raise SettingsError((variable,), f"{region!r} is not the name of a region")
+                return region
         # Outside AWS a fixed one, which saves a GetBucketLocation that least-privilege keys may not make.
-        return named or (None if self._settings.is_aws else "us-east-1")
+        return None if self._settings.is_aws else "us-east-1"
 
     @property
     def _signs_bodies(self) -> bool:

@@ -161,6 +161,13 @@ class BucketSettings(StrictSettings):
             raise ValueError("must not hold credentials, a query or a fragment")
         return url.rstrip("/")
 
+    @field_validator("region_name")
+    @classmethod
+    def _region_is_a_name(cls, region: str) -> str:
+        if not is_region(region):
+            raise ValueError("must be the name of a region, such as eu-central-1")
+        return region
+
     @field_validator("storage_class")
     @classmethod
     def _storage_class_is_readable(cls, name: str) -> str:
@@ -189,6 +196,8 @@ class BucketSettings(StrictSettings):
             raise SettingsError((missing,), "access_key_id and secret_access_key go together; this one is missing")
         if self._given("session_token") and not self.has_access_key:
             raise SettingsError(("session_token",), "needs access_key_id and secret_access_key beside it")
+        if self.backend == "minio" and urlsplit(self.endpoint_url or "").path:
+            raise SettingsError(("endpoint_url",), "minio-py cannot use an endpoint with a path; set backend: boto3")
         if self.raw_prefix and not self.prefix:
             raise SettingsError(("raw_prefix",), "says how the prefix is joined, but there is no prefix")
         if self.sse_customer_key is not None:
@@ -243,6 +252,11 @@ class BucketSettings(StrictSettings):
             name = "sse_customer_key_path"
             return decode_sse_key(read_secret_file(self.sse_customer_key_path, name), name)
         return None
+
+
+def is_region(name: str) -> bool:
+    """Whether it can be the name of a region: it becomes a part of host names and signatures."""
+    return re.fullmatch("[A-Za-z0-9]([A-Za-z0-9_-]{0,61}[A-Za-z0-9])?", name) is not None
 
 
 def read_secret_file(path: Path, setting: str) -> bytes:

@@ -11,6 +11,7 @@ from backends.errors import (
     BackendError,
     BucketNotFound,
     EncryptionNotApplied,
+    Misconfigured,
 )
 from storage_provider.media_paths import MEDIA_ROOTS
 from storage_provider.settings import ProviderSettings
@@ -67,6 +68,10 @@ def _advice(settings: ProviderSettings, error: BackendError) -> str:
         return f"There is no bucket {settings.bucket!r} at {where}: create it, or correct `bucket` or `endpoint_url`"
     if isinstance(error, EncryptionNotApplied):
         return f"{where} does not encrypt with `sse_customer_key`, so no media is sent there"
+    if isinstance(error, Misconfigured):
+        return "The settings for the bucket cannot be used"
+    if isinstance(error, AccessDenied) and error.status is None:
+        return f"There are no credentials for bucket {settings.bucket!r}"
     if isinstance(error, AccessDenied):
         return (
             f"{where} refuses the credentials for bucket {settings.bucket!r}: correct `access_key_id` and "

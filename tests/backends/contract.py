@@ -34,6 +34,7 @@ from backends.errors import (
     BackendUnavailable,
     BucketNotFound,
     EncryptionNotApplied,
+    Misconfigured,
     ObjectNotFound,
     PreconditionFailed,
     RequestRejected,
@@ -162,10 +163,12 @@ class BackendContract:
         files: dict[str, Any] = {"access_key_id": None, "access_key_id_path": absent}
         make(**files, sse_customer_key_path=absent)
 
-    def test_wrong_credentials_show_at_the_first_call(self, make: Callable[..., Backend], tmp_path: Path) -> None:
+    def test_files_that_cannot_be_read_show_at_the_first_call(
+        self, make: Callable[..., Backend], tmp_path: Path
+    ) -> None:
         absent = str(tmp_path / "absent")
         backend = make(access_key_id=None, access_key_id_path=absent)
-        with pytest.raises(AccessDenied, match="access_key_id_path"):
+        with pytest.raises(Misconfigured, match="access_key_id_path"):
             backend.check()
 
     def test_what_is_no_key_is_a_value_error_before_any_io(self, make: Callable[..., Backend]) -> None:

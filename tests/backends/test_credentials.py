@@ -12,7 +12,7 @@ import pytest
 from backends import BACKENDS, BucketSettings, open_backend
 from backends.base import Backend
 from backends.credentials import AccessKey, CredentialSource
-from backends.errors import AccessDenied, SettingsError
+from backends.errors import AccessDenied, Misconfigured, SettingsError
 from tests.backends.contract import assert_kept_secret
 from tests.backends.scripted_server import Behaviour, Request, ScriptedServer, error, from_request, reply
 
@@ -139,7 +139,7 @@ def test_a_file_that_is_gone_is_told_with_its_setting(
     (tmp_path / "secret_access_key").unlink()
     with ScriptedServer([EMPTY_LISTING]) as server:
         backend = make(server, **files.settings)
-        with pytest.raises(AccessDenied, match=r"secret_access_key_path: cannot read .*: No such file") as caught:
+        with pytest.raises(Misconfigured, match=r"secret_access_key_path: cannot read .*: No such file") as caught:
             backend.check()
         assert isinstance(caught.value.__cause__, SettingsError)
         assert server.requests == []
@@ -153,7 +153,7 @@ def test_no_credentials_at_all_are_told_with_the_remedy(
 ) -> None:
     no_credentials(monkeypatch, tmp_path)
     with ScriptedServer([EMPTY_LISTING]) as server:
-        with pytest.raises(AccessDenied, match="set access_key_id and secret_access_key"):
+        with pytest.raises(AccessDenied, match="set access_key_id and secret_access_key, or AWS_ACCESS_KEY_ID"):
             make(server).check()
         assert server.requests == []
 

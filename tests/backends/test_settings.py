@@ -68,6 +68,13 @@ def test_a_bucket_is_all_that_is_needed() -> None:
         ),
         ({"endpoint_url": "https://example.com/?a=b"}, "endpoint_url", "must not hold credentials, a query"),
         ({"endpoint_url": "https://example.com/#a"}, "endpoint_url", "or a fragment"),
+        (
+            {"endpoint_url": "https://example.com/s3", "backend": "minio"},
+            "endpoint_url",
+            "with a path; set backend: boto3",
+        ),
+        ({"region_name": "eu west/7"}, "region_name", "must be the name of a region, such as eu-central-1"),
+        ({"region_name": "-eu"}, "region_name", "must be the name of a region"),
         ({"access_key_id": "key-of-someone"}, "secret_access_key", "go together; this one is missing"),
         ({"secret_access_key": "secret-of-someone"}, "access_key_id", "go together; this one is missing"),
         ({"secret_access_key_path": "/a"}, "access_key_id", "go together; this one is missing"),

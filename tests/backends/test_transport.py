@@ -15,7 +15,7 @@ import pytest
 
 from backends import BACKENDS, BucketSettings, open_backend
 from backends.base import Backend
-from backends.errors import AccessDenied, BackendUnavailable
+from backends.errors import BackendUnavailable, Misconfigured
 from backends.transport import _DeadlineConnection, environment_proxy
 from tests.backends.contract import assert_kept_secret
 from tests.backends.scripted_server import Behaviour, Exchange, ScriptedServer, reply, tunnel
@@ -99,6 +99,24 @@ def test_region_outside_aws_is_the_configured_one_or_that_of_the_environment(
     # Credential=access key/date/region/service/aws4_request
     scopes = [request.headers["Authorization"].partition(",")[0].split("/") for request in server.requests]
     assert [scope[2] for scope in scopes] == [region, region]
+
+
+@pytest.mark.parametrize("variable", ["AWS_REGION", "AWS_DEFAULT_REGION"])
+def test_a_region_of_the_environment_that_is_none_is_told_as_such(
+    make: Callable[..., Backend], monkeypatch: pytest.MonkeyPatch, variable: str
+) -> None:
+    monkeypatch.setenv(variable, "eu west/7")
+    with ScriptedServer([EMPTY_LISTING]) as server:
+        with pytest.raises(Misconfigured, match=f"{variable}: 'eu west/7' is not the name of a region"):
+            make(server.endpoint).check()
+        assert server.requests == []
+
+
+def test_a_region_that_boto3_does_not_take_is_told_as_such() -> None:
+    settings = {"bucket": "media", "backend": "boto3", "region_name": "eu_west", "endpoint_url": "http://127.0.0.1:1"}
+    keys = {"access_key_id": "key-of-someone", "secret_access_key": "secret-of-someone"}
+    with pytest.raises(Misconfigured, match="region_name: boto3 takes no region 'eu_west'"):
+        open_backend(BucketSettings.parse(settings | keys)).check()
 
 
 # --- proxies ---
@@ -279,11 +297,11 @@ def test_an_unusable_ca_file_is_told_with_its_setting(
     path = tmp_path / "ca.pem"
     if content is not None:
         path.write_text(content)
-    with pytest.raises(AccessDenied, match=r"verify: cannot use .*ca\.pem as CA file") as caught:
+    with pytest.raises(Misconfigured, match=r"verify: cannot use .*ca\.pem as CA file") as caught:
         make("https://127.0.0.1:1", verify=str(path)).check()
     assert not caught.value.retryable
     monkeypatch.setenv("AWS_CA_BUNDLE", str(path))
-    with pytest.raises(AccessDenied, match=r"AWS_CA_BUNDLE: cannot use .*ca\.pem as CA file"):
+    with pytest.raises(Misconfigured, match=r"AWS_CA_BUNDLE: cannot use .*ca\.pem as CA file"):
         make("https://127.0.0.1:1").check()
 
 
