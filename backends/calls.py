@@ -23,7 +23,7 @@ from backends.errors import (
     error_class,
     innermost,
 )
-from backends.settings import BucketSettings
+from backends.settings import BucketSettings, can_be_sent
 from backends.transport import Transport
 from backends.xml import UnreadableReply
 
@@ -86,7 +86,7 @@ class Caller(Generic[Client]):
                 detach(cause, before)
                 error = self._translate(operation, key, cause)
                 if error is None:
-                    raise cause
+                    raise self.secrets.conceal(cause)
                 if may_reload and error.code in EXPIRED_CREDENTIALS and self._reload_credentials():
                     may_reload = False
                     attempts += 1
@@ -120,7 +120,10 @@ class Caller(Generic[Client]):
                 )
                 return AccessDenied(self.secrets.scrub(reason), operation=operation, key=key)
             if not is_network_error:
-                return None
+                if sent is None or all(map(can_be_sent, sent)):
+                    return None
+                reason = "the credentials that were found hold white space, a line break or characters outside ASCII"
+                return Misconfigured(reason, operation=operation, key=key)
             reason = self.secrets.scrub(f"no answer from {self._endpoint()}: {innermost(cause)}")
             return BackendUnavailable(reason, operation=operation, key=key)
         kind: type[BackendError] = BackendUnavailable

@@ -49,6 +49,22 @@ def parse_size(value: object) -> object:
 Size = Annotated[int, BeforeValidator(parse_size)]
 
 
+def can_be_sent(credential: str) -> bool:
+    """Whether it may stand in the header of a request, as credentials do."""
+    return re.fullmatch("[!-~]+", credential) is not None
+
+
+def parse_credential(text: str) -> str:
+    """A credential without the white space around it, which files and YAML blocks end with.
+
+    Raises `ValueError`, which does not show it, for one that cannot be sent.
+    """
+    credential = text.strip()
+    if not can_be_sent(credential):
+        raise ValueError("must be printable ASCII characters, with no white space or line break between them")
+    return credential
+
+
 class StrictSettings(BaseModel):
     """A block of settings that refuses what it does not know and never shows a value in an error."""
 
@@ -146,6 +162,11 @@ class BucketSettings(StrictSettings):
         if any(segment in (".", "..") for segment in prefix.split("/")):
             raise ValueError("must not hold '.' or '..' segments")
         return prefix
+
+    @field_validator("access_key_id", "secret_access_key", "session_token")
+    @classmethod
+    def _credential_can_be_sent(cls, credential: SecretStr) -> SecretStr:
+        return SecretStr(parse_credential(credential.get_secret_value()))
 
     @field_validator("endpoint_url")
     @classmethod

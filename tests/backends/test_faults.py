@@ -1026,6 +1026,21 @@ def test_secrets_that_the_server_repeats_are_not_told(make: Callable[..., Backen
         assert not any(secret in repr(backend) for secret in SECRETS)
 
 
+def test_an_error_that_is_not_the_servers_tells_no_secret(
+    make: Callable[..., Backend], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with ScriptedServer([page()]) as server:
+        backend = make(server, sse=True)
+
+        def fail(*_: object) -> None:
+            raise KeyError(SECRETS)
+
+        monkeypatch.setattr(backend, "_list_page", fail)
+        with pytest.raises(RuntimeError, match="KeyError") as caught:
+            check(backend)
+        assert_kept_secret(caught.value)
+
+
 def test_failures_of_a_batch_do_not_tell_secrets(make: Callable[..., Backend]) -> None:
     def answer(request: Request) -> Behaviour:
         told = escape(everything_of(request))

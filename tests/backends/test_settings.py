@@ -219,6 +219,26 @@ def test_any_storage_class_that_can_be_read(name: str) -> None:
     assert parse(storage_class=name).storage_class == name
 
 
+CREDENTIALS = ["access_key_id", "secret_access_key", "session_token"]
+
+
+@pytest.mark.parametrize("name", CREDENTIALS)
+def test_white_space_around_a_credential_is_dropped(name: str) -> None:
+    """As at the end of a YAML block, or of a Kubernetes secret."""
+    credential = getattr(parse(**{**KEYS, name: " key-of-someone\n"}), name)
+    assert credential.get_secret_value() == "key-of-someone"
+
+
+@pytest.mark.parametrize("name", CREDENTIALS)
+@pytest.mark.parametrize("inside", ["\n", " ", "\t", "\x00", "\x7f", "\u00e9", "\u2603"])
+def test_a_credential_that_cannot_be_sent_is_refused_and_not_shown(name: str, inside: str) -> None:
+    error = complaint(**{**KEYS, name: f"secret-of-{inside}someone-else"})
+    assert error.path == (name,)
+    assert "no white space or line break" in error.reason
+    assert "secret-of-" not in repr(error)
+    assert "someone-else" not in repr(error)
+
+
 # --- keys of encryption ---
 
 KEY_FORMS = {
