@@ -69,7 +69,9 @@ class ObjectReader(ABC):
         """Read exactly `n` bytes, fewer only at the end of the object; `b""` after it.
 
         A content that ends before the announced length, and `n` bytes that take longer than
-        `read_timeout`, are a `BackendUnavailable`: never a short object that looks whole.
+        `read_timeout`, are a `BackendUnavailable`: never a short object that looks whole. Where
+        checksums are compared (`response_checksum_validation`), a wrong one is a `ContentDamaged`,
+        and the last bytes are not given out.
         """
 
     @abstractmethod

@@ -89,6 +89,10 @@ class BackendUnavailable(BackendError):
     retryable = True
 
 
+class ContentDamaged(BackendUnavailable):
+    """The whole content has come, and has not its checksum: what was read before is not to be trusted either."""
+
+
 # https://docs.aws.amazon.com/AmazonS3/latest/API/ErrorResponses.html, and what MinIO, Ceph and Swift send.
 _BY_CODE: dict[str, type[BackendError]] = {
     "NoSuchKey": ObjectNotFound,

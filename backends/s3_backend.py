@@ -220,6 +220,7 @@ class S3Backend(Backend, Generic[Client]):
                     info.size - offset,
                     deadline=self._transport.reading,
                     read_timeout=self._settings.read_timeout,
+                    verifies=self._settings.response_checksum_validation == "when_supported",
                     secrets=self._caller.secrets,
                 )
 

@@ -846,7 +846,7 @@ class BackendContract:
         assert read(make(sse_customer_key=base64.b64encode(SSE_KEY.encode()).decode()), "secret") == SMALL
         assert read(make(sse_customer_key_path=str(path)), "secret") == SMALL
 
-    # --- addressing, checksums ---
+    # --- addressing ---
 
     @pytest.mark.parametrize("style", ["path", "virtual"])
     def test_buckets_are_addressed_as_configured(
@@ -874,18 +874,6 @@ class BackendContract:
         assert [info.key for info in backend.list()] == [key]
         assert list(backend.delete([key])) == []
         assert f"{bucket}.{domain}" in hosts if domain else all(bucket not in host for host in hosts)
-
-    def test_the_stronger_checksums_work_or_the_server_says_no(self, make: Callable[..., Backend]) -> None:
-        backend = make(request_checksum_calculation="when_supported", response_checksum_validation="when_supported")
-        for key, data in (("small", SMALL), ("large", LARGE)):
-            try:
-                put(backend, key, data)
-            except BackendError as error:
-                assert not isinstance(error, EncryptionNotApplied)
-                with pytest.raises(ObjectNotFound):
-                    backend.open(key)
-            else:
-                assert read(backend, key) == data
 
 
 class Body(io.BytesIO):

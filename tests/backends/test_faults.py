@@ -8,6 +8,7 @@ import io
 import logging
 import re
 import threading
+import zlib
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
@@ -23,6 +24,7 @@ from backends.errors import (
     BackendError,
     BackendUnavailable,
     BucketNotFound,
+    ContentDamaged,
     EncryptionNotApplied,
     NotSupported,
     ObjectArchived,
@@ -630,6 +632,59 @@ def test_a_reader_at_its_end_has_freed_the_connection(make: Callable[..., Backen
         # That of an empty object is closed, which the server sees a moment later.
         server.wait_for(lambda server: server.connections == 1)
         reader.close()
+
+
+# --- boto3's own checksums ---
+
+
+STRONGER = {"request_checksum_calculation": "when_supported", "response_checksum_validation": "when_supported"}
+
+
+def crc32(content: bytes) -> str:
+    return base64.b64encode(zlib.crc32(content).to_bytes(4, "big")).decode()
+
+
+def with_checksum_of(content: bytes) -> Behaviour:
+    """The answer to a GET of an object that was stored with this content, and has another one by now perhaps."""
+    return stored(CONTENT, x_amz_checksum_crc32=crc32(content), x_amz_checksum_type="FULL_OBJECT")
+
+
+@pytest.mark.parametrize("name", ["boto3"])
+def test_a_checksum_is_sent_where_it_is_asked_for(make: Callable[..., Backend]) -> None:
+    with ScriptedServer([accepted()]) as server:
+        put(make(server))
+        put(make(server, **STRONGER))
+        plain, checked = server.requests
+        assert "x-amz-checksum-crc32" not in plain.headers
+        assert checked.headers["x-amz-checksum-crc32"] == crc32(CONTENT)
+
+
+@pytest.mark.parametrize("name", ["boto3"])
+def test_a_checksum_is_asked_for_where_it_is_to_be_compared(make: Callable[..., Backend]) -> None:
+    with ScriptedServer([with_checksum_of(CONTENT)]) as server:
+        assert get(make(server)) == CONTENT
+        assert get(make(server, **STRONGER)) == CONTENT
+        plain, checked = server.requests
+        assert "x-amz-checksum-mode" not in plain.headers
+        assert checked.headers["x-amz-checksum-mode"] == "ENABLED"
+
+
+@pytest.mark.parametrize("name", ["boto3"])
+@pytest.mark.parametrize("n", [1000, len(CONTENT), 5])
+def test_a_content_with_another_checksum_is_an_error(make: Callable[..., Backend], n: int) -> None:
+    with ScriptedServer([with_checksum_of(b"another")]) as server, make(server, **STRONGER).open("media/key") as reader:
+        told = error_of(lambda: b"".join(iter(lambda: reader.read(n), b"")))
+        assert type(told) is ContentDamaged
+        assert "the content is not the one that was stored: Expected checksum" in str(told)
+
+
+def test_checksums_do_not_keep_a_connection_from_being_used_again(make: Callable[..., Backend]) -> None:
+    with ScriptedServer([with_checksum_of(CONTENT), with_checksum_of(CONTENT), stored(), page()]) as server:
+        backend = make(server, **STRONGER)
+        for _ in range(3):
+            assert get(backend) == CONTENT
+        backend.check()
+        assert server.connections == 1
 
 
 # --- close ---
