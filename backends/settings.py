@@ -32,6 +32,9 @@ _SIZE_UNITS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
 
 SSE_KEY_BYTES = 32
 
+# Templates leave these empty. Not the encryption key: without it media would be stored in the clear.
+_MAY_BE_EMPTY = frozenset({"endpoint_url", "region_name", "access_key_id", "secret_access_key", "session_token"})
+
 UNREADABLE_CLASSES = frozenset({"GLACIER", "DEEP_ARCHIVE"})
 """Storage classes whose objects cannot be read before they have been restored, which takes hours."""
 
@@ -47,6 +50,17 @@ def parse_size(value: object) -> object:
 
 
 Size = Annotated[int, BeforeValidator(parse_size)]
+
+
+def refuse_switch(value: object) -> object:
+    """The value, which is to be a number: Python takes true for 1."""
+    if isinstance(value, bool):
+        raise ValueError("must be a number")
+    return value
+
+
+Count = Annotated[int, BeforeValidator(refuse_switch)]
+Seconds = Annotated[float, BeforeValidator(refuse_switch)]
 
 
 def can_be_sent(credential: str) -> bool:
@@ -129,10 +143,10 @@ class BucketSettings(StrictSettings):
     sse_customer_algo: Literal["AES256"] = "AES256"
     allow_insecure_sse: StrictBool = False
     storage_class: str | None = None
-    max_pool_connections: int = Field(50, ge=1, le=10_000)
-    connect_timeout: float = Field(5, gt=0, le=3600)
-    read_timeout: float = Field(30, gt=0, le=3600)
-    max_attempts: int = Field(3, ge=1, le=100)
+    max_pool_connections: Count = Field(50, ge=1, le=10_000)
+    connect_timeout: Seconds = Field(5, gt=0, le=3600)
+    read_timeout: Seconds = Field(30, gt=0, le=3600)
+    max_attempts: Count = Field(3, ge=1, le=100)
     addressing_style: Literal["auto", "path", "virtual"] = "auto"
     verify: StrictBool | Path = True
     request_checksum_calculation: Literal["when_required", "when_supported"] = "when_required"
@@ -140,6 +154,17 @@ class BucketSettings(StrictSettings):
     # One part is held in memory while it is sent: the upper bounds keep that small, the lower one is S3's.
     multipart_threshold: Size = Field(8 << 20, ge=1, le=64 << 20)
     multipart_chunksize: Size = Field(8 << 20, ge=5 << 20, le=64 << 20)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _empty_is_left_out(cls, values: dict[str, object]) -> dict[str, object]:
+        return {name: value for name, value in values.items() if value != "" or name not in _MAY_BE_EMPTY}
+
+    @field_validator("region_name", "access_key_id", mode="before")
+    @classmethod
+    def _number_is_text(cls, value: object) -> object:
+        # As synapse-s3-storage-provider has always taken these two.
+        return str(value) if isinstance(value, int) and not isinstance(value, bool) else value
 
     @field_validator("bucket")
     @classmethod

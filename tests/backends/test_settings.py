@@ -12,6 +12,7 @@ from backends import BucketSettings
 from backends.errors import SettingsError
 
 KEYS = {"access_key_id": "key-of-someone", "secret_access_key": "secret-of-someone"}
+NUMBERS = ["max_pool_connections", "connect_timeout", "read_timeout", "max_attempts"]
 SSE_KEY = "0123456789abcdef0123456789ABCDEF"
 
 
@@ -99,6 +100,14 @@ def test_a_bucket_is_all_that_is_needed() -> None:
         ({"storage_class": "GLACIER"}, "storage_class", "GLACIER cannot be read at once"),
         ({"storage_class": "deep_archive"}, "storage_class", "use GLACIER_IR or another class"),
         ({"storage_class": "two words"}, "storage_class", "must be the name of a storage class"),
+        (
+            {"access_key_id": True, "secret_access_key": "a"},
+            "access_key_id",
+            "must be a string; put the value in quotes",
+        ),
+        ({"region_name": 1.5}, "region_name", "must be a string; put the value in quotes"),
+        ({"access_key_id": "", "secret_access_key": "a"}, "access_key_id", "go together; this one is missing"),
+        *(({name: True}, name, "must be a number") for name in NUMBERS),
         ({"max_pool_connections": 0}, "max_pool_connections", "greater than or equal to 1"),
         ({"max_pool_connections": "many"}, "max_pool_connections", "integer"),
         ({"connect_timeout": 0}, "connect_timeout", "greater than 0"),
@@ -160,6 +169,18 @@ def test_what_is_no_mapping_is_refused(values: object) -> None:
 
 def test_a_null_counts_as_left_out() -> None:
     assert parse(prefix=None, endpoint_url=None, storage_class=None) == parse()
+
+
+@pytest.mark.parametrize("name", ["endpoint_url", "region_name", "access_key_id", "secret_access_key", "session_token"])
+def test_an_empty_string_counts_as_left_out(name: str) -> None:
+    assert parse(**{name: ""}) == parse()
+
+
+def test_numbers_that_need_no_quotes() -> None:
+    settings = parse(region_name=1, access_key_id=1234567890, secret_access_key="secret-of-someone")
+    assert settings.region_name == "1"
+    assert settings.access_key_id is not None
+    assert settings.access_key_id.get_secret_value() == "1234567890"
 
 
 @pytest.mark.parametrize(
