@@ -7,11 +7,14 @@ import io
 import socket
 import ssl
 import threading
+import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+import urllib3
+from urllib3.exceptions import InsecureRequestWarning
 
 from backends import BACKENDS, BucketSettings, open_backend
 from backends.base import Backend
@@ -268,10 +271,24 @@ def test_the_environment_names_a_private_ca(
         make(server.endpoint).check()
 
 
-@pytest.mark.filterwarnings("ignore::urllib3.exceptions.InsecureRequestWarning")
-def test_verify_false_takes_any_certificate(make: Callable[..., Backend], tls: ssl.SSLContext) -> None:
+def test_verify_false_takes_any_certificate_without_a_warning_for_each_request(
+    make: Callable[..., Backend], tls: ssl.SSLContext, recwarn: pytest.WarningsRecorder
+) -> None:
+    warnings.simplefilter("always")
     with ScriptedServer([EMPTY_LISTING], tls=tls) as server:
-        make(server.endpoint, verify=False).check()
+        backend = make(server.endpoint, verify=False)
+        backend.check()
+        backend.check()
+    assert [warning for warning in recwarn if issubclass(warning.category, InsecureRequestWarning)] == []
+
+
+def test_the_warnings_of_others_about_certificates_stay(tls: ssl.SSLContext) -> None:
+    with (
+        ScriptedServer([EMPTY_LISTING], tls=tls) as server,
+        urllib3.PoolManager(cert_reqs="CERT_NONE") as others,
+        pytest.warns(InsecureRequestWarning),
+    ):
+        others.request("GET", server.endpoint)
 
 
 def test_a_certificate_for_another_host_is_refused(
