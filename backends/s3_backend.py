@@ -120,9 +120,7 @@ class S3Backend(Backend, Generic[Client]):
         """Whether the SDK found no usable credentials, so that nothing was sent."""
 
     @abstractmethod
-    def _put_object(
-        self, client: Client, name: str, body: bytes, content_type: str | None, metadata: Mapping[str, str]
-    ) -> Headers: ...
+    def _put_object(self, client: Client, name: str, body: bytes) -> Headers: ...
 
     @abstractmethod
     def _get_object(
@@ -144,9 +142,7 @@ class S3Backend(Backend, Generic[Client]):
         """Delete a batch; returns name, code and message of those that were not deleted."""
 
     @abstractmethod
-    def _create_multipart_upload(
-        self, client: Client, name: str, content_type: str | None, metadata: Mapping[str, str]
-    ) -> str: ...
+    def _create_multipart_upload(self, client: Client, name: str, metadata: Mapping[str, str]) -> str: ...
 
     @abstractmethod
     def _upload_part(self, client: Client, name: str, upload_id: str, number: int, body: bytes) -> Headers: ...
@@ -185,22 +181,13 @@ class S3Backend(Backend, Generic[Client]):
             raise
         proof.set_result(None)
 
-    def put(
-        self,
-        key: str,
-        body: BinaryIO,
-        size: int,
-        *,
-        content_type: str | None = None,
-        metadata: Mapping[str, str] | None = None,
-    ) -> ObjectInfo:
+    def put(self, key: str, body: BinaryIO, size: int) -> ObjectInfo:
         self._name(key)
-        metadata = _checked_metadata(metadata)
         self.check_encryption()
         if size > self._settings.multipart_threshold:
-            return self._put_parts(key, body, size, content_type, metadata)
+            return self._put_parts(key, body, size)
         with self._memory.reserve(size):
-            return self._put_whole(key, read_exactly(body, size), content_type, metadata)
+            return self._put_whole(key, read_exactly(body, size))
 
     def open(self, key: str, *, offset: int = 0, if_match: str | None = None) -> ObjectReader:
         name = self._name(key)
@@ -292,18 +279,12 @@ class S3Backend(Backend, Generic[Client]):
         total = headers.get("content-range", "").rpartition("/")[2] or headers.get("content-length", "")
         if not total.isdigit():
             raise UnreadableReply("the answer does not tell the object's size")
-        metadata = {
-            name[len(_METADATA_HEADER) :]: value
-            for name, value in headers.items()
-            if name.startswith(_METADATA_HEADER) and name != _METADATA_HEADER + _UPLOAD_MARK
-        }
         return ObjectInfo(
             key,
             int(total),
             headers.get("etag", "").strip('"'),
             parsedate_to_datetime(modified) if modified else None,
             headers.get("x-amz-storage-class") or "STANDARD",
-            metadata,
             headers.get("x-amz-archive-status", ""),
         )
 
@@ -331,7 +312,7 @@ class S3Backend(Backend, Generic[Client]):
     def _prove_encryption(self) -> None:
         key = f".encryption-probe-{token_hex(8)}"
         try:
-            self._put_whole(key, token_bytes(64), None, {})
+            self._put_whole(key, token_bytes(64))
             if self._readable_without_key(key):
                 raise EncryptionNotApplied(
                     "the server acknowledged the encryption key, but gives the object out without it",
@@ -384,20 +365,17 @@ class S3Backend(Backend, Generic[Client]):
 
     # --- sending ---
 
-    def _put_whole(self, key: str, data: bytes, content_type: str | None, metadata: Mapping[str, str]) -> ObjectInfo:
+    def _put_whole(self, key: str, data: bytes) -> ObjectInfo:
         name = self._name(key)
-        headers = self._call("put", key, lambda client: self._put_object(client, name, data, content_type, metadata))
+        headers = self._call("put", key, lambda client: self._put_object(client, name, data))
         self._check_acknowledged("put", key, headers)
-        return self._stored(key, len(data), headers.get("etag", ""), metadata)
+        return self._stored(key, len(data), headers.get("etag", ""))
 
-    def _put_parts(
-        self, key: str, body: BinaryIO, size: int, content_type: str | None, metadata: Mapping[str, str]
-    ) -> ObjectInfo:
+    def _put_parts(self, key: str, body: BinaryIO, size: int) -> ObjectInfo:
         name = self._name(key)
         mark = token_hex(16)
-        marked = {**metadata, _UPLOAD_MARK: mark}
         upload_id = self._call(
-            "put", key, lambda client: self._create_multipart_upload(client, name, content_type, marked)
+            "put", key, lambda client: self._create_multipart_upload(client, name, {_UPLOAD_MARK: mark})
         )
 
         # A part and the abort after it share the time that the contract promises, and so do the requests at the end.
@@ -427,7 +405,7 @@ class S3Backend(Backend, Generic[Client]):
             except BaseException:
                 self._abort(key, upload_id)
                 raise
-        return self._stored(key, size, etag, metadata)
+        return self._stored(key, size, etag)
 
     def _complete(self, key: str, upload_id: str, parts: Sequence[Part], size: int, mark: str) -> str:
         """Put the parts together; an error may still mean success, which the mark on the object tells."""
@@ -470,8 +448,8 @@ class S3Backend(Backend, Generic[Client]):
                 self._executor = ThreadPoolExecutor(_PART_THREADS, thread_name_prefix="s3-part")
             return self._executor.submit(send)
 
-    def _stored(self, key: str, size: int, etag: str, metadata: Mapping[str, str]) -> ObjectInfo:
-        return ObjectInfo(key, size, etag.strip('"'), None, self._settings.storage_class or "STANDARD", dict(metadata))
+    def _stored(self, key: str, size: int, etag: str) -> ObjectInfo:
+        return ObjectInfo(key, size, etag.strip('"'), None, self._settings.storage_class or "STANDARD")
 
     # --- deleting ---
 
@@ -511,14 +489,6 @@ def content_md5(body: bytes) -> str:
 def lowered(headers: Mapping[str, str]) -> Headers:
     """The headers of an answer as a backend gives them."""
     return {name.lower(): value for name, value in headers.items()}
-
-
-def _checked_metadata(metadata: Mapping[str, str] | None) -> dict[str, str]:
-    checked = {name.lower(): value for name, value in (metadata or {}).items()}
-    for text in itertools.chain(checked, checked.values()):
-        if not (text.isascii() and text.isprintable()):
-            raise ValueError("names and values of metadata must be printable ASCII")
-    return checked
 
 
 def _check_range(headers: Headers, offset: int) -> None:

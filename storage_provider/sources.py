@@ -43,7 +43,7 @@ class ResumingReader:
     that is found to be damaged is not taken up: the fault may lie in what was read before.
     """
 
-    def __init__(self, backend: Backend, info: ObjectInfo, offset: int = 0, reader: ObjectReader | None = None) -> None:
+    def __init__(self, backend: Backend, info: ObjectInfo, offset: int, reader: ObjectReader | None = None) -> None:
         """Without a `reader`, which starts at the offset, one is opened when it is needed."""
         self._backend = backend
         self._info = info
