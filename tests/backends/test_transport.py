@@ -118,7 +118,7 @@ def test_a_region_of_the_environment_that_is_none_is_told_as_such(
 def test_a_region_that_boto3_does_not_take_is_told_as_such() -> None:
     settings = {"bucket": "media", "backend": "boto3", "region_name": "eu_west", "endpoint_url": "http://127.0.0.1:1"}
     keys = {"access_key_id": "key-of-someone", "secret_access_key": "secret-of-someone"}
-    with pytest.raises(Misconfigured, match="region_name: boto3 takes no region 'eu_west'"):
+    with pytest.raises(Misconfigured, match=r"region_name: .*'eu_west'"):
         open_backend(BucketSettings.parse(settings | keys)).check()
 
 
