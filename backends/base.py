@@ -111,8 +111,9 @@ class Backend(ABC):
         One request up to `multipart_threshold` bytes, parts beyond, each with a checksum that the
         server verifies: a Content-MD5 over TLS, the signed SHA-256 without. When it raises, the
         key holds the old object or the new one, whole, never a part: a failed multipart upload is
-        aborted, and a lost reply to its completion is settled by a HEAD. A `body` that ends early
-        is a `ValueError`, and its own `OSError`s come out as they are; nothing is stored then.
+        aborted; a lost reply to its completion, and an answer without an ETag, are settled by a
+        HEAD. A `body` that ends early is a `ValueError`, and its own `OSError`s come out as they
+        are; nothing is stored then.
 
         With SSE-C, `check_encryption` runs before the first object is sent, and an answer that does
         not acknowledge the encryption is an `EncryptionNotApplied`.

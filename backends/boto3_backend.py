@@ -11,7 +11,6 @@ import boto3
 from botocore.awsrequest import AWSPreparedRequest, AWSResponse
 from botocore.config import Config
 from botocore.exceptions import BotoCoreError, ClientError, InvalidRegionError
-from botocore.utils import validate_region_name
 
 from backends.credentials import AccessKey
 from backends.errors import SettingsError
@@ -27,6 +26,7 @@ _LISTING_PARAMETERS = {
     "prefix": "Prefix",
     "start-after": "StartAfter",
     "continuation-token": "ContinuationToken",
+    "marker": "Marker",
     "encoding-type": "EncodingType",
 }
 
@@ -57,19 +57,28 @@ class Boto3Backend(S3Backend["S3Client"]):
             aws_secret_access_key=access_key.secret_access_key if access_key else None,
             aws_session_token=access_key.session_token if access_key else None,
         )
-        client = session.client(
-            "s3",
-            endpoint_url=settings.endpoint_url,
-            region_name=_checked(self._region),
-            config=Config(**config),
-        )
+        try:
+            client = session.client(
+                "s3",
+                endpoint_url=settings.endpoint_url,
+                region_name=self._region,
+                config=Config(**config),
+            )
+        except InvalidRegionError as error:
+            raise SettingsError(("region_name",), str(error)) from error
+        except ValueError as error:
+            # Such as a host with an underscore, as Docker allows them.
+            raise SettingsError(("endpoint_url",), f"boto3 cannot use it: {error}") from error
+        # The environment or a profile may name the endpoint, where the settings do not.
+        settings.check_key_stays_secret(client.meta.endpoint_url.startswith("https:"))
         events: Any = client.meta.events
         events.register("before-send.s3", self._send)
         if not settings.is_aws:
             events.register("before-parameter-build.s3", _do_not_redirect)
         events.register("before-parse.s3", _keep_headers)
         # Before botocore parses the page to see whether it is an error.
-        events.register_first("before-parse.s3.ListObjectsV2", _keep_listing)
+        for listing in ("ListObjectsV2", "ListObjects"):
+            events.register_first(f"before-parse.s3.{listing}", _keep_listing)
         events.register("before-call.s3.DeleteObjects", _add_content_md5)
         return client
 
@@ -125,7 +134,8 @@ class Boto3Backend(S3Backend["S3Client"]):
         }
         if "max-keys" in query:
             options["MaxKeys"] = int(query["max-keys"])
-        reply: Any = client.list_objects_v2(Bucket=self._settings.bucket, **options)
+        request = client.list_objects_v2 if "list-type" in query else client.list_objects
+        reply: Any = request(Bucket=self._settings.bucket, **options)
         page: bytes = reply["Page"]
         return page
 
@@ -183,15 +193,6 @@ class Boto3Backend(S3Backend["S3Client"]):
         if not encrypted or self._sse_key is None:
             return {}
         return {"SSECustomerAlgorithm": self._settings.sse_customer_algo, "SSECustomerKey": self._sse_key}
-
-
-def _checked(region: str | None) -> str | None:
-    """The region, where botocore takes it: it knows fewer characters than the settings."""
-    try:
-        validate_region_name(region)  # type: ignore[arg-type] # it takes None as well
-    except InvalidRegionError:
-        raise SettingsError(("region_name",), f"boto3 takes no region {region!r}") from None
-    return region
 
 
 class _KeptBody(io.BytesIO):

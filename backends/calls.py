@@ -17,6 +17,7 @@ from backends.errors import (
     BackendError,
     BackendUnavailable,
     Misconfigured,
+    RequestRejected,
     SettingsError,
     cause_chain,
     detach,
@@ -76,8 +77,10 @@ class Caller(Generic[Client]):
                 self.refuse_after_close(operation, key)
                 attempts -= 1
                 self._transport.forget_answer()
+                client = None
                 try:
-                    result = request(self.client())
+                    client = self.client()
+                    result = request(client)
                     self._check_answer()
                     return result
                 except Exception as caught:
@@ -87,7 +90,7 @@ class Caller(Generic[Client]):
                 error = self._translate(operation, key, cause)
                 if error is None:
                     raise self.secrets.conceal(cause)
-                if may_reload and error.code in EXPIRED_CREDENTIALS and self._reload_credentials():
+                if may_reload and _may_have_expired(error) and self._has_newer_credentials_than(client):
                     may_reload = False
                     attempts += 1
                     continue
@@ -127,7 +130,13 @@ class Caller(Generic[Client]):
             reason = self.secrets.scrub(f"no answer from {self._endpoint()}: {innermost(cause)}")
             return BackendUnavailable(reason, operation=operation, key=key)
         kind: type[BackendError] = BackendUnavailable
-        if not answer.readable or (answer.status < 300 and answer.code is None):
+        if answer.status == 413 and answer.code is None:
+            kind = RequestRejected
+            reason = (
+                "a proxy in front of the bucket allows no body of this size (status 413): "
+                "raise its limit (of nginx: client_max_body_size)"
+            )
+        elif not answer.readable or (answer.status < 300 and answer.code is None):
             reason = f"unreadable reply (status {answer.status}): {innermost(cause)}"
             if answer.status >= 300:
                 reason = f"status {answer.status} with a body that is not S3's; is endpoint_url right?"
@@ -160,15 +169,24 @@ class Caller(Generic[Client]):
                 self._client = self._connect(access_key)
             return self._client
 
-    def _reload_credentials(self) -> bool:
-        if not self._credentials.reload():
-            return False
+    def _has_newer_credentials_than(self, client: Client | None) -> bool:
         with self._lock:
-            self._client = None
-        return True
+            # Another call may have found them already.
+            if self._client is client:
+                if not self._credentials.reload():
+                    return False
+                self._client = None
+            return True
 
     def _endpoint(self) -> str:
         return self._settings.endpoint_url or "AWS"
+
+
+def _may_have_expired(error: BackendError) -> bool:
+    if error.code is None:
+        # The answer to a HEAD has no body that could say it.
+        return error.status in (400, 401, 403)
+    return error.code in EXPIRED_CREDENTIALS
 
 
 def _gave_up(error: Exception) -> bool:

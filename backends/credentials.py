@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import contextlib
 import re
 import threading
 from collections.abc import Iterable
@@ -35,21 +36,28 @@ class CredentialSource:
             return None
         with self._lock:
             if self._current is None:
-                self._current = AccessKey(
-                    self._value("access_key_id") or "",
-                    self._value("secret_access_key") or "",
-                    self._value("session_token"),
-                )
+                self._current = self._read()
             return self._current
 
     def reload(self) -> bool:
-        """Forget what was read from files; False where there are none, so that nothing can have changed."""
+        """Forget what was read from files; False where they say the same still, or there are none."""
         settings = self._settings
         if not (settings.access_key_id_path or settings.secret_access_key_path or settings.session_token_path):
             return False
         with self._lock:
+            # A file that cannot be read is told of by whoever reads it next.
+            with contextlib.suppress(SettingsError):
+                if self._read() == self._current:
+                    return False
             self._current = None
         return True
+
+    def _read(self) -> AccessKey:
+        return AccessKey(
+            self._value("access_key_id") or "",
+            self._value("secret_access_key") or "",
+            self._value("session_token"),
+        )
 
     def _value(self, name: str) -> str | None:
         secret = getattr(self._settings, name)

@@ -14,6 +14,10 @@ logger = logging.getLogger(__name__)
 
 # S3's own limit: https://docs.aws.amazon.com/AmazonS3/latest/userguide/qfacts.html
 _MAX_PARTS = 10_000
+# Scaleway's: https://www.scaleway.com/en/docs/object-storage/api-cli/multipart-uploads/
+_FEWER_PARTS = 1000
+# Each is held in memory, so that larger ones are for files that would not fit otherwise.
+_LARGE_PART = 64 << 20
 
 # More hide no more latency for one file, and several files share the budget anyway.
 _PARTS_AT_A_TIME = 4
@@ -28,8 +32,8 @@ class Part:
 
 
 def part_size_for(size: int, chunk_size: int) -> int:
-    """The chunk size, doubled until the file fits into the number of parts that S3 allows."""
-    while size > chunk_size * _MAX_PARTS:
+    """The chunk size, doubled until the file fits into 1,000 parts, or where those would be large into 10,000."""
+    while size > chunk_size * (_FEWER_PARTS if chunk_size < _LARGE_PART else _MAX_PARTS):
         chunk_size *= 2
     return chunk_size
 

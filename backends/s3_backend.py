@@ -31,6 +31,7 @@ from backends.errors import (
     BucketNotFound,
     EncryptionNotApplied,
     NotSupported,
+    PreconditionFailed,
     RequestRejected,
     SettingsError,
     error_class,
@@ -132,7 +133,7 @@ class S3Backend(Backend, Generic[Client]):
 
     @abstractmethod
     def _list_page(self, client: Client, query: Mapping[str, str]) -> bytes:
-        """The XML of one page of ListObjectsV2; `query` holds the parameters as S3 names them."""
+        """The XML of one page of ListObjectsV2, or of version 1 without `list-type`; `query` is as S3 names things."""
 
     @abstractmethod
     def _delete_object(self, client: Client, name: str) -> None: ...
@@ -197,6 +198,7 @@ class S3Backend(Backend, Generic[Client]):
                 headers, raw = self._get_object(client, name, offset, if_match, encrypted)
                 try:
                     info = self._info(key, headers)
+                    _check_match(info, if_match)
                     _check_range(headers, offset)
                 except BaseException:
                     raw.close()
@@ -234,14 +236,11 @@ class S3Backend(Backend, Generic[Client]):
                 key = entry.key[len(self._settings.key_prefix) :]
                 if key:
                     yield ObjectInfo(key, entry.size, entry.etag, entry.last_modified, entry.storage_class)
+            if "marker" in query and not page.entries:
+                raise NotSupported("the server's listing ends before it is complete", operation="list", key=prefix)
             if not page.is_truncated:
                 return
-            if not page.next_token or page.next_token == query.get("continuation-token"):
-                raise BackendUnavailable(
-                    "the listing says that it goes on, but not where", operation="list", key=prefix
-                )
-            query = {name: value for name, value in query.items() if name != "start-after"}
-            query["continuation-token"] = page.next_token
+            query = self._next_query(prefix, query, page)
 
     def delete(self, keys: Iterable[str]) -> Iterator[DeleteFailure]:
         remaining = iter(keys)
@@ -275,6 +274,8 @@ class S3Backend(Backend, Generic[Client]):
         return self._settings.key_prefix + key
 
     def _info(self, key: str, headers: Headers) -> ObjectInfo:
+        if not headers.get("etag") and headers.get("content-type", "").startswith("text/html"):
+            raise UnreadableReply("the answer is a page of HTML and no object")
         modified = headers.get("last-modified")
         total = headers.get("content-range", "").rpartition("/")[2] or headers.get("content-length", "")
         if not total.isdigit():
@@ -282,7 +283,8 @@ class S3Backend(Backend, Generic[Client]):
         return ObjectInfo(
             key,
             int(total),
-            headers.get("etag", "").strip('"'),
+            # Proxies that compress mark it as weak, whether they compress this answer or not.
+            headers.get("etag", "").removeprefix("W/").strip('"'),
             parsedate_to_datetime(modified) if modified else None,
             headers.get("x-amz-storage-class") or "STANDARD",
             headers.get("x-amz-archive-status", ""),
@@ -294,6 +296,16 @@ class S3Backend(Backend, Generic[Client]):
         if start_after:
             query["start-after"] = self._settings.key_prefix + start_after
         return query
+
+    def _next_query(self, prefix: str, query: Mapping[str, str], page: ListingPage) -> dict[str, str]:
+        asked = {name: query[name] for name in ("list-type", "encoding-type", "prefix") if name in query}
+        if page.next_token and page.next_token != query.get("continuation-token"):
+            return asked | {"continuation-token": page.next_token}
+        if page.next_token or not page.entries:
+            raise BackendUnavailable("the listing says that it goes on, but not where", operation="list", key=prefix)
+        # A server that knows version 1 only has ignored "list-type".
+        asked.pop("list-type", None)
+        return asked | {"marker": page.entries[-1].key}
 
     def _page(self, prefix: str | None, query: Mapping[str, str], operation: str = "list") -> ListingPage:
         return self._call(operation, prefix, lambda client: parse_listing(self._list_page(client, query)))
@@ -368,8 +380,16 @@ class S3Backend(Backend, Generic[Client]):
     def _put_whole(self, key: str, data: bytes) -> ObjectInfo:
         name = self._name(key)
         headers = self._call("put", key, lambda client: self._put_object(client, name, data))
+        etag = headers.get("etag", "")
+        if not etag:
+            # A page that something in front of the bucket puts up comes with status 200 too.
+            etag = hashlib.md5(data, usedforsecurity=False).hexdigest()
+            found = self._found(key)
+            # Of the same size may be the object that was to be replaced.
+            if found is None or found[0].etag != etag:
+                raise _unsettled(key)
         self._check_acknowledged("put", key, headers)
-        return self._stored(key, len(data), headers.get("etag", ""))
+        return self._stored(key, len(data), etag)
 
     def _put_parts(self, key: str, body: BinaryIO, size: int) -> ObjectInfo:
         name = self._name(key)
@@ -380,12 +400,16 @@ class S3Backend(Backend, Generic[Client]):
 
         # A part and the abort after it share the time that the contract promises, and so do the requests at the end.
         def send(number: int, data: bytes) -> Part:
+            def request(client: Client) -> Headers:
+                headers = self._upload_part(client, name, upload_id, number, data)
+                if not headers.get("etag"):
+                    raise UnreadableReply("the answer to a part has no ETag")
+                return headers
+
             with self._transport.call(self._settings.read_timeout):
-                headers = self._call(
-                    "put", key, lambda client: self._upload_part(client, name, upload_id, number, data)
-                )
+                headers = self._call("put", key, request)
             self._check_acknowledged("put", key, headers)
-            return Part(number, headers.get("etag", "").strip('"'))
+            return Part(number, headers["etag"].strip('"'))
 
         try:
             parts = send_parts(
@@ -421,17 +445,22 @@ class S3Backend(Backend, Generic[Client]):
             if etag:
                 return etag
             # Ceph leaves it empty.
-        try:
-            headers = self._call("stat", key, lambda client: self._head_object(client, name, self._settings.uses_sse))
-            info = self._info(key, headers)
-        except (BackendError, UnreadableReply) as unsettled:
-            logger.debug("Whether the upload was completed could not be settled: %s", unsettled)
-        else:
+        found = self._found(key)
+        if found is not None:
+            info, headers = found
             if info.size == size and headers.get(_METADATA_HEADER + _UPLOAD_MARK) == mark:
                 return info.etag
-        if failure is not None:
-            raise failure
-        return ""
+        raise failure or _unsettled(key)
+
+    def _found(self, key: str) -> tuple[ObjectInfo, Headers] | None:
+        """What is there after the answer to an upload has left it open; None where that cannot be told either."""
+        name = self._name(key)
+        try:
+            headers = self._call("stat", key, lambda client: self._head_object(client, name, self._settings.uses_sse))
+            return self._info(key, headers), headers
+        except (BackendError, UnreadableReply) as error:
+            logger.debug("Whether the object was stored could not be settled: %s", error)
+            return None
 
     def _abort(self, key: str, upload_id: str) -> None:
         name = self._name(key)
@@ -489,6 +518,18 @@ def content_md5(body: bytes) -> str:
 def lowered(headers: Mapping[str, str]) -> Headers:
     """The headers of an answer as a backend gives them."""
     return {name.lower(): value for name, value in headers.items()}
+
+
+def _unsettled(key: str) -> BackendUnavailable:
+    return BackendUnavailable(
+        "unreadable reply: it has no ETag, and what was sent is not found in the bucket", operation="put", key=key
+    )
+
+
+def _check_match(info: ObjectInfo, if_match: str | None) -> None:
+    """Make sure that it is the object that was asked for: a server may ignore the condition."""
+    if if_match is not None and info.etag not in ("", if_match):
+        raise PreconditionFailed("the object has been replaced by another one", operation="open", key=info.key)
 
 
 def _check_range(headers: Headers, offset: int) -> None:

@@ -30,6 +30,9 @@ _Settings = TypeVar("_Settings", bound="StrictSettings")
 
 _SIZE_UNITS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
 
+# Of botocore's partitions, those that the public can reach.
+_AWS_DOMAINS = (".amazonaws.com", ".amazonaws.com.cn", ".amazonaws.eu")
+
 SSE_KEY_BYTES = 32
 
 # Templates leave these empty. Not the encryption key: without it media would be stored in the clear.
@@ -248,13 +251,17 @@ class BucketSettings(StrictSettings):
             raise SettingsError(("raw_prefix",), "says how the prefix is joined, but there is no prefix")
         if self.sse_customer_key is not None:
             decode_sse_key(self.sse_customer_key.get_secret_value().encode(), "sse_customer_key")
-        if self.uses_sse and not self.is_https and not self.allow_insecure_sse:
+        self.check_key_stays_secret(self.is_https)
+        return self
+
+    def check_key_stays_secret(self, is_https: bool) -> None:
+        """Raise `SettingsError` where the encryption key would be sent in the clear, and that is not allowed."""
+        if self.uses_sse and not is_https and not self.allow_insecure_sse:
             raise SettingsError(
                 ("endpoint_url",),
                 "the encryption key would be sent in the clear over http: use https, "
                 "or set allow_insecure_sse: true where the network is trusted",
             )
-        return self
 
     def _given(self, name: str) -> bool:
         return getattr(self, name) is not None or getattr(self, f"{name}_path") is not None
@@ -278,7 +285,7 @@ class BucketSettings(StrictSettings):
     def is_aws(self) -> bool:
         """Whether the endpoint is Amazon's."""
         host = urlsplit(self.endpoint_url).hostname or "" if self.endpoint_url else "amazonaws.com"
-        return host.endswith((".amazonaws.com", ".amazonaws.com.cn")) or host == "amazonaws.com"
+        return f".{host}".endswith(_AWS_DOMAINS)
 
     @property
     def key_prefix(self) -> str:

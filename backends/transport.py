@@ -38,6 +38,10 @@ from backends.xml import parse_error
 # a fast line. In slices of this size it is enough that something moves.
 _SEND_BYTES = 64 << 10
 
+# Firewalls and balancers forget connections that are idle, some without a word to either end (Docker Swarm's after
+# 900 s), and a request on one of those is never answered.
+_LONGEST_IDLE = 60
+
 
 @dataclass(frozen=True)
 class Answer:
@@ -99,6 +103,13 @@ class _DeadlineConnection(HTTPConnection):
 
     _held: bytes | None = None
     """The headers, once there are some, of a request whose body is still to come; None where nothing is held back."""
+    _last_answered = 0.0
+    """The moment at which the last answer was waited for."""
+
+    @property
+    def is_connected(self) -> bool:
+        """Whether urllib3's pool may hand the connection out once more."""
+        return time.monotonic() - self._last_answered < _LONGEST_IDLE and super().is_connected
 
     def connect(self) -> None:
         super().connect()
@@ -157,6 +168,7 @@ class _DeadlineConnection(HTTPConnection):
             seconds = min(seconds, self.state.deadline.remaining())
         reading = Deadline(seconds)
         self.state.reading = reading
+        self._last_answered = time.monotonic()
         source = cast(socket.socket, ReceivingSocket(sock, reading))
         return Response(source, *args, **kwargs)
 

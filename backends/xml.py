@@ -31,7 +31,7 @@ class ListedObject:
 
 @dataclass
 class ListingPage:
-    """One page of ListObjectsV2, in the server's order."""
+    """One page of a listing, in the server's order."""
 
     entries: list[ListedObject] = field(default_factory=list)
     is_truncated: bool = False
@@ -106,7 +106,7 @@ def parse_error(body: bytes) -> ErrorReply | None:
 
 
 def parse_listing(body: bytes) -> ListingPage:
-    """A page of ListObjectsV2. Raises `UnreadableReply`."""
+    """A page of a listing of either version. Raises `UnreadableReply`."""
     page = ListingPage()
     rows: list[dict[str, str]] = []
     root = _read(body, "Contents", rows.append)

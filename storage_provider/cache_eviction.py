@@ -19,7 +19,7 @@ from storage_provider.reconcile import expected_files, reconcile
 from storage_provider.synapse_db import FileRow
 from storage_provider.transfers import run_at_once, upload
 
-# The database and the bucket may change their minds after they were asked: little time lies between that and the end.
+# So few that little time passes between asking database and bucket about a file and removing it.
 _FILES_IN_A_ROUND = 200
 
 

@@ -19,11 +19,11 @@ logger = logging.getLogger(__name__)
 
 _LOCK = "local_cache"
 
-# The comparison of database and disk takes at most one part of so many of the time …
+# After a comparison of database and disk comes a rest of so many times its length.
 _REST = 20
-# … unless it takes so long that the limits would not be looked at for hours,
+# No longer than this, be the comparison as long as it will: the limits would not be looked at for hours.
 _LONGEST_REST_SECONDS = 3600
-# or there is something to remove.
+# And no longer than this where there is something to remove.
 _LONGEST_URGENT_REST_SECONDS = 300
 
 _STOP_SECONDS = 5

@@ -118,7 +118,7 @@ class EvictionPlan:
 
     all_before: int
     before: int
-    """None that was used at this moment or later."""
+    """Nothing that was used at this moment or later is taken."""
     of_the_rest: int
     """How many bytes of those that were used in between."""
 

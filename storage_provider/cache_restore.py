@@ -38,7 +38,7 @@ class Restore:
         self._work = work
         self._missing = missing
         self._batch = batch
-        # Of those, so many are fetched while the others wait for their places.
+        # One half of a batch is fetched while the other half waits to be placed.
         self._half = max(batch // 2, 1)
         self._under_way = 0
         self._is_over = False

@@ -24,7 +24,7 @@ from storage_provider.sources import CHUNK_BYTES, BucketSource, ChunkSource, Res
 # A thread goes on for so long before it returns to the reactor: a change of threads costs as much as moving 100 KiB.
 _TURN_SECONDS = 0.01
 
-# Where a turn takes longer, readers are shown what it has brought so far: after one or two of these.
+# How often readers are shown what a turn that is still under way has brought.
 _LOOK_SECONDS = 0.05
 
 # Of those that nobody waits for, so few move at a time.
@@ -103,10 +103,10 @@ class Downloads:
     # --- for a download ---
 
     def open_in_thread(self, function: Callable[[float], Any]) -> Deferred[Any]:
-        """Call a function with the seconds for which it may go on with the content when the object is open.
+        """Call a function that opens an object with the seconds for which it may go on to read.
 
-        A thread of those that move content does both while fewer than half of them are at work. Those that open
-        objects must not wait for more than the beginning of a content that does not come.
+        While fewer than half of the moving threads are busy, one of them opens and reads on. Otherwise an opening
+        thread does, for no more than one step (0): content that hangs must not keep others from being opened.
         """
         moving = self._threads.moving
         if len(moving.working) < moving.max // 2:

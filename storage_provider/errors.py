@@ -1,4 +1,4 @@
-"""What can be wrong with the things around the command line, apart from the modules that find out: those load slowly."""
+"""Errors of the configuration and of the database, apart from the modules that raise them, which load slowly."""
 
 
 class ConfigurationError(Exception):

@@ -42,6 +42,7 @@ from storage_provider.media_paths import (
     segments_of,
     thumbnail_directory,
 )
+from storage_provider.removals import Removals
 from storage_provider.temporary_files import Name, TemporaryFile, give_name, locked_file, temporary_name
 
 OWN_DIRECTORY = ".s3_storage_provider"
@@ -200,29 +201,13 @@ class MediaStore:
     # --- changing ---
 
     def remove(self, path: str, expected: FileState) -> bool:
-        """Remove a file if its state is still the expected one; False where it has changed or is gone.
+        """Remove a file, as `Removals.remove`."""
+        with self.removals() as removals:
+            return removals.remove(path, expected)
 
-        Directories that it leaves empty go as well, but for the store itself and its first level.
-        """
-        *directories, name = segments_of(path)
-        with contextlib.ExitStack() as opened:
-            try:
-                parents = [opened.enter_context(self.directory(()))]
-                for directory in directories:
-                    parents.append(open_directory(directory, parents[-1]))
-                    opened.callback(os.close, parents[-1])
-                if regular_state(name, parents[-1]) != expected:
-                    return False
-                os.unlink(name, dir_fd=parents[-1])
-            except OSError as error:
-                if is_nothing(error):
-                    return False
-                raise
-            # The first of the directories stays: it belongs to the layout. One that is not empty ends it.
-            with contextlib.suppress(OSError):
-                for directory, parent in reversed(list(zip(directories[1:], parents[1:], strict=False))):
-                    os.rmdir(directory, dir_fd=parent)
-        return True
+    def removals(self) -> Removals:
+        """To remove many files with, each as `remove` does."""
+        return Removals(self.root)
 
     @contextlib.contextmanager
     def create(self, path: str) -> Iterator[TemporaryFile]:

@@ -28,6 +28,7 @@ from storage_provider.listing import ListingCursor, ListingRefused
 from storage_provider.media_paths import MEDIA_ROOTS, UnsafePath, content_path
 from storage_provider.media_store import MediaStore
 from storage_provider.proofs import Verify, archive_of, digest_of_file, digest_of_object, etag_proves, may_be_archived
+from storage_provider.removals import Removals
 from storage_provider.transfers import upload
 
 if TYPE_CHECKING:
@@ -463,23 +464,11 @@ class Offload:
         unused, used = self._parted(candidates)
         if self.unused_before is not None:
             self.store.set_offloaded_before(self.unused_before)
-        gone = []
-        for media in unused:
-            for file in (file for file in media.files if file.proof):
-                yield self._remove_one(file)
-            if media.deleted == len(media.files):
-                gone.append(media.row)
-        self.cache.mark_deleted(gone)
+        proved = [file for media in unused for file in media.files if file.proof]
+        with self.store.removals() as removals:
+            yield from (_remove(removals, file) for file in sorted(proved, key=lambda file: file.path))
+        self.cache.mark_deleted([media.row for media in unused if media.deleted == len(media.files)])
         yield from (_kept(file) for media in used for file in media.files if file.proof)
-
-    def _remove_one(self, file: _File) -> Event:
-        try:
-            file.is_removed = self.store.remove(file.path, file.state)
-        except OSError as error:
-            return Failed(file.path, f"cannot be removed: {error.strerror}")
-        if not file.is_removed:
-            return Kept(file.path, "it changed meanwhile")
-        return Deleted(file.path, file.state.size, file.proof or "")
 
     def _parted(self, round_: Sequence[_Media]) -> tuple[list[_Media], list[_Media]]:
         """The media that is still unused, and the other."""
@@ -526,6 +515,16 @@ class Offload:
             return Failed(file.path, reason(error))
         self._failures.forget()
         return result
+
+
+def _remove(removals: Removals, file: _File) -> Deleted | Kept | Failed:
+    try:
+        file.is_removed = removals.remove(file.path, file.state)
+    except OSError as error:
+        return Failed(file.path, f"cannot be removed: {error.strerror}")
+    if not file.is_removed:
+        return Kept(file.path, "it changed meanwhile")
+    return Deleted(file.path, file.state.size, file.proof or "")
 
 
 def _kept(file: _File) -> Kept:

@@ -10,7 +10,8 @@ from enum import Enum
 from typing import BinaryIO, Protocol
 
 from backends.base import Backend, ObjectInfo
-from backends.errors import AccessDenied
+from backends.errors import ObjectArchived
+from backends.multipart import part_size_for
 from backends.settings import UNREADABLE_CLASSES
 from storage_provider.bandwidth import Bandwidth
 from storage_provider.failures import FileGone
@@ -35,7 +36,7 @@ _READABLE_CLASSES = frozenset(
     }
 )
 
-# Sizes of the parts with which this software, its ancestors and other tools upload.
+# Sizes of the parts with which this software, but for very large files, its ancestors and other tools upload.
 _PART_SIZES = (8 << 20, 5 << 20)
 
 
@@ -102,9 +103,7 @@ def archive_of(backend: Backend, path: str, info: ObjectInfo) -> str | None:
     try:
         with backend.open(path, offset=max(info.size - 1, 0), if_match=info.etag or None) as reader:
             reader.read(1)
-    except AccessDenied as error:
-        if error.code != "InvalidObjectState":
-            raise
+    except ObjectArchived:
         return info.storage_class
     return None
 
@@ -119,8 +118,9 @@ def etag_proves(store: MediaStore, path: str, info: ObjectInfo) -> bool:
         return False
     if not parts:
         return _etag_in_parts(store, path, None) == info.etag
-    sizes = [size for size in _PART_SIZES if parts.isdigit() and -(-info.size // size) == int(parts)]
-    return any(_etag_in_parts(store, path, size) == info.etag for size in sizes)
+    sizes = {*_PART_SIZES, part_size_for(info.size, _PART_SIZES[0])}
+    fitting = [size for size in sizes if parts.isdigit() and -(-info.size // size) == int(parts)]
+    return any(_etag_in_parts(store, path, size) == info.etag for size in fitting)
 
 
 def digest_of_file(store: MediaStore, path: str) -> Digest:

@@ -52,7 +52,8 @@ class Room:
     def settle(self, on_disk: int, begun: int) -> None:
         """Tell how many bytes a look has found that began at `begun`.
 
-        What was added meanwhile it may have seen or not; not to exceed the limit, it is taken not to have.
+        What was added meanwhile is counted in any case: the look may have missed it, and to count it twice errs on
+        the side of the limit.
         """
         with self._lock:
             self._on_disk = on_disk + self._added - begun

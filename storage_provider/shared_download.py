@@ -44,7 +44,7 @@ _SLOW_SECONDS = 0.5
 # So many steps stay in memory for readers that keep up, who need not read the file then: all of 1 MiB.
 _PIECES = 5
 
-# So far ahead of its readers it lets others go first that somebody waits for.
+# A download that is so far ahead of its readers gives way to those that somebody waits for.
 _FAR_AHEAD_BYTES = 2 << 20
 
 # What stays free on the disk besides the files that are being downloaded, so that others can go on writing.

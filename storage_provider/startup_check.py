@@ -16,6 +16,11 @@ from backends.errors import (
 from storage_provider.media_paths import MEDIA_ROOTS
 from storage_provider.settings import ProviderSettings
 
+# Of AWS, Garage and Cloudflare.
+_OF_THE_REGION = frozenset({"AuthorizationHeaderMalformed", "InvalidRegionName", "PermanentRedirect"})
+# Of Tencent and Aliyun.
+_OF_THE_ADDRESS = frozenset({"PathStyleDomainForbidden", "SecondLevelDomainForbidden"})
+
 
 @dataclass(frozen=True)
 class Problem:
@@ -51,7 +56,11 @@ def prefix_problem(settings: ProviderSettings) -> Problem | None:
     if settings.raw_prefix or not settings.prefix or settings.prefix.endswith("/"):
         return None
     raw = settings.model_copy(update={"raw_prefix": True})
-    if not _holds_media(raw):
+    try:
+        if not _holds_media(raw):
+            return None
+    except AccessDenied:
+        # Whoever may list only below the prefix may not list this.
         return None
     spelling = f"the keys start with {settings.prefix + MEDIA_ROOTS[0]!r}, without a slash after the prefix"
     if _holds_media(settings):
@@ -70,6 +79,13 @@ def _advice(settings: ProviderSettings, error: BackendError) -> str:
         return f"{where} does not encrypt with `sse_customer_key`, so no media is sent there"
     if isinstance(error, Misconfigured):
         return "The settings for the bucket cannot be used"
+    if error.code in _OF_THE_REGION:
+        return (
+            f"{where} expects another region: correct `region_name` (it is `garage` for Garage, where not "
+            "configured otherwise), or the region in `endpoint_url`"
+        )
+    if error.code in _OF_THE_ADDRESS:
+        return f"{where} wants the bucket's name before its own: set `addressing_style: virtual`"
     if isinstance(error, AccessDenied) and error.status is None:
         return f"There are no credentials for bucket {settings.bucket!r}"
     if isinstance(error, AccessDenied):

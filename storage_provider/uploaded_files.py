@@ -35,10 +35,10 @@ class UploadedFiles:
 
     @contextlib.contextmanager
     def held(self, path: str, file_info: FileInfo) -> Iterator[Callable[[], BinaryIO]]:
-        """Within the block, what gives the file with that path in the media store, even if it is deleted meanwhile.
+        """Yield a function that opens the file with that path in the media store.
 
-        Where very many wait, it is opened only when it is its turn: then it must still be there. Raises
-        `FileNotFoundError` where there is none; so does what was given.
+        Within the block it works even when the file has been deleted meanwhile, but not where very many wait: then
+        the file is opened in its turn. The function, and this, raise `FileNotFoundError` where there is none.
         """
         temporary = self._temporary.get(id(file_info))
         if temporary is None and self._held >= _MOST_HELD:

@@ -18,6 +18,7 @@ import threading
 import uuid
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from datetime import datetime, timedelta, timezone
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, NoReturn
@@ -26,7 +27,7 @@ import pytest
 from botocore.exceptions import ClientError
 from urllib3.response import BaseHTTPResponse
 
-from backends import BACKENDS, BucketSettings, open_backend
+from backends import BACKENDS, BucketSettings, open_backend, s3_backend
 from backends.base import Backend, ObjectInfo
 from backends.errors import (
     AccessDenied,
@@ -41,6 +42,7 @@ from backends.errors import (
     cause_chain,
 )
 from backends.transport import Transport
+from backends.xml import parse_listing
 from tests.backends.conftest import MANY_KEYS
 from tests.servers import S3Server
 
@@ -616,6 +618,15 @@ class BackendContract:
         assert [info.key for info in backend.list()] == MANY_KEYS
         assert [info.key for info in backend.list(start_after="0002")] == MANY_KEYS[3:]
         assert [info.key for info in backend.list("00")] == MANY_KEYS[:100]
+
+    def test_list_goes_on_where_the_server_does_not_say_how(
+        self, make: Callable[..., Backend], many: str, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """As one that knows version 1 of listings only."""
+        monkeypatch.setattr(s3_backend, "parse_listing", lambda body: replace(parse_listing(body), next_token=None))
+        backend = make(prefix=many)
+        assert [info.key for info in backend.list()] == MANY_KEYS
+        assert [info.key for info in backend.list(start_after="0002")] == MANY_KEYS[3:]
 
     def test_list_asks_for_nothing_before_it_is_needed(
         self, make: Callable[..., Backend], many: str, monkeypatch: pytest.MonkeyPatch

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import gc
+import itertools
+import threading
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +17,7 @@ from backends.base import Backend
 from backends.credentials import AccessKey, CredentialSource
 from backends.errors import AccessDenied, Misconfigured, SettingsError
 from tests.backends.contract import assert_kept_secret
-from tests.backends.scripted_server import Behaviour, Request, ScriptedServer, error, from_request, reply
+from tests.backends.scripted_server import PATIENCE, Behaviour, Request, ScriptedServer, error, from_request, reply
 
 EXPIRED = ["ExpiredToken", "TokenRefreshRequired", "InvalidToken", "InvalidAccessKeyId", "SignatureDoesNotMatch"]
 EMPTY_LISTING = reply(200, "<ListBucketResult/>")
@@ -106,8 +109,57 @@ def test_the_client_that_had_the_old_credentials_takes_no_connection_with_it(
         assert len(server.requests) == 3
 
 
+@pytest.mark.parametrize("status", [400, 401, 403])
+def test_a_head_whose_answer_cannot_say_so_notices_renewed_files_too(
+    make: Callable[..., Backend], files: Files, status: int
+) -> None:
+    def answer(request: Request) -> Behaviour:
+        if signed_by(request)[0] == "access_key_id-one":
+            files.write("two")
+            return reply(status)
+        return reply(200, b"content", {"ETag": '"0123"'})
+
+    with ScriptedServer([from_request(answer)]) as server:
+        backend = make(server, **files.settings, max_attempts=1)
+        assert backend.stat("key").size == 7
+        assert len(server.requests) == 2
+
+
+@pytest.mark.parametrize("refusal", [reply(403), error(403, "ExpiredToken")], ids=["without a code", "with a code"])
+def test_a_refusal_costs_one_request_while_the_files_say_the_same(
+    make: Callable[..., Backend], files: Files, refusal: Behaviour
+) -> None:
+    with ScriptedServer([refusal]) as server:
+        with pytest.raises(AccessDenied):
+            make(server, **files.settings).stat("key")
+        assert len(server.requests) == 1
+
+
+def test_credentials_that_another_call_has_renewed_are_used_by_all(make: Callable[..., Backend], files: Files) -> None:
+    both_are_refused = threading.Barrier(2, timeout=PATIENCE)
+
+    def answer(request: Request) -> Behaviour:
+        if signed_by(request)[0] == "access_key_id-one":
+            files.write("two")
+            both_are_refused.wait()
+            return error(403, "ExpiredToken")
+        return EMPTY_LISTING
+
+    with ScriptedServer([from_request(answer)]) as server, ThreadPoolExecutor(2) as threads:
+        backend = make(server, **files.settings, max_attempts=1)
+        for call in [threads.submit(backend.check) for _ in range(2)]:
+            call.result(PATIENCE)
+        assert len(server.requests) == 4
+
+
 def test_files_are_read_again_once_per_call(make: Callable[..., Backend], files: Files) -> None:
-    with ScriptedServer([error(400, "ExpiredToken")]) as server:
+    renewals = map(str, itertools.count())
+
+    def answer(_: Request) -> Behaviour:
+        files.write(next(renewals))
+        return error(400, "ExpiredToken")
+
+    with ScriptedServer([from_request(answer)]) as server:
         backend = make(server, **files.settings)
         for calls in (1, 2):
             with pytest.raises(AccessDenied) as caught:

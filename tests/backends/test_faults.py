@@ -73,6 +73,7 @@ DATE = "Mon, 02 Nov 2026 12:00:00 GMT"
 MARK = "x-amz-meta-s3-storage-provider-upload"
 SSE_ALGORITHM = "x-amz-server-side-encryption-customer-algorithm"
 HTML = "<!DOCTYPE html><html><body><h1>404 Not Found</h1><p>nginx</p></body></html>"
+SUCCESS_PAGE = reply(200, HTML, {"Content-Type": "text/html"})
 # Enough to fill the buffers of both sockets.
 TOO_MUCH = 32 << 20
 
@@ -98,6 +99,11 @@ def get(backend: Backend) -> object:
 
 def get_part(backend: Backend) -> object:
     with backend.open("media/key", offset=5) as reader:
+        return reader.read(1000)
+
+
+def get_if_match(backend: Backend) -> object:
+    with backend.open("media/key", if_match="0123") as reader:
         return reader.read(1000)
 
 
@@ -149,14 +155,16 @@ def encrypted() -> Behaviour:
     return reply(200, b"", {"ETag": '"0123"', SSE_ALGORITHM: "AES256"})
 
 
-def page(*keys: str, token: str | None = None, before: str = "") -> Behaviour:
-    """A page of a listing."""
+def page(*keys: str, token: str | None = None, truncated: bool = False, before: str = "") -> Behaviour:
+    """A page of a listing, of version 1 where it is truncated without a token."""
     entries = "".join(
         f"<Contents><Key>{escape(key)}</Key><LastModified>2026-11-02T12:00:00.000Z</LastModified>"
         "<ETag>&quot;0123&quot;</ETag><Size>5</Size><StorageClass>STANDARD</StorageClass></Contents>"
         for key in keys
     )
-    goes_on = f"<IsTruncated>true</IsTruncated><NextContinuationToken>{token}</NextContinuationToken>" if token else ""
+    goes_on = f"<IsTruncated>{str(truncated or token is not None).lower()}</IsTruncated>"
+    if token is not None:
+        goes_on += f"<NextContinuationToken>{token}</NextContinuationToken>"
     return reply(
         200,
         f'<?xml version="1.0"?>{before}<ListBucketResult xmlns="http://s3.amazonaws.com/doc/2006-03-01/">'
@@ -198,6 +206,8 @@ ANSWERS = [
     (400, "InvalidStorageClass", put, RequestRejected, 1),
     (416, "InvalidRange", get_part, RequestRejected, 1),
     (301, "PermanentRedirect", get, RequestRejected, 1),
+    (413, None, put, RequestRejected, 1),
+    (413, "EntityTooLarge", put, RequestRejected, 1),
     (500, "InternalError", get, BackendUnavailable, 3),
     (500, None, get, BackendUnavailable, 3),
     (500, None, stat, BackendUnavailable, 3),
@@ -233,6 +243,7 @@ FAULTS = [
     *(answer_fault(*answer) for answer in ANSWERS),
     Fault("a page of HTML", get, [reply(404, HTML)], BackendUnavailable, 3, None, 404),
     Fault("a page of HTML for a put", put, [reply(403, HTML)], BackendUnavailable, 3, None, 403),
+    Fault("a page of HTML for a put that is too large", put, [reply(413, HTML)], RequestRejected, 1, None, 413),
     Fault("a page of HTML for a deletion", delete, [reply(404, HTML)], BackendUnavailable, 3, None, 404),
     Fault(
         "a page of HTML for a single deletion",
@@ -243,6 +254,11 @@ FAULTS = [
         None,
         404,
     ),
+    Fault("a page of HTML with status 200", get, [SUCCESS_PAGE], BackendUnavailable, 3, None, 200),
+    Fault("a page of HTML with status 200 for a HEAD", stat, [SUCCESS_PAGE], BackendUnavailable, 3, None, 200),
+    Fault("a page of HTML with status 200 for a put", put, [SUCCESS_PAGE], BackendUnavailable, 2),
+    Fault("a page of HTML with status 200 for a put with SSE-C", put, [SUCCESS_PAGE], BackendUnavailable, 3, sse=True),
+    Fault("a put's answer without an ETag, and nothing there", put, [reply(200), reply(404)], BackendUnavailable, 2),
     Fault(
         "503 with a Retry-After of ten hours",
         get,
@@ -317,7 +333,10 @@ FAULTS = [
         BackendUnavailable,
         1,
     ),
+    Fault("a listing of version 1 that starts again", listing, [page("media/a", truncated=True)], NotSupported, 2),
+    Fault("a listing of version 1 that is cut off", listing, [page("media/a", truncated=True), page()], NotSupported, 2),
     Fault("a listing with a bad size", listing, [reply(200, "<ListBucketResult><Contents><Key>media/a</Key><Size>x</Size></Contents></ListBucketResult>")], BackendUnavailable, 3, None, 200),
+    Fault("a condition that was ignored", get_if_match, [stored(ETag='"4567"')], PreconditionFailed, 1),
     Fault("a range that was ignored", get_part, [stored()], BackendUnavailable, 3, None, 200),
     Fault(
         "a range from elsewhere",
@@ -537,12 +556,75 @@ def test_put_sends_a_checksum_for_the_server_to_verify(make: Callable[..., Backe
     assert request.body == CONTENT
 
 
+def test_an_etag_that_the_answer_to_a_put_leaves_out_is_asked_for(make: Callable[..., Backend]) -> None:
+    md5 = hashlib.md5(CONTENT).hexdigest()
+    with ScriptedServer([reply(200), stored(ETag=f'"{md5}"')]) as server:
+        backend = make(server)
+        info = answer_of(lambda: backend.put("media/key", io.BytesIO(CONTENT), len(CONTENT)))
+        assert (info.size, info.etag) == (len(CONTENT), md5)
+        assert [request.method for request in server.requests] == ["PUT", "HEAD"]
+
+
+def test_an_older_object_of_the_same_size_is_not_taken_for_what_was_sent(make: Callable[..., Backend]) -> None:
+    with ScriptedServer([SUCCESS_PAGE, stored()]) as server:
+        backend = make(server)
+        assert type(error_of(lambda: put(backend))) is BackendUnavailable
+
+
+def test_an_object_without_an_etag_is_an_object(make: Callable[..., Backend]) -> None:
+    """Some proxies take it away."""
+    with ScriptedServer([reply(200, CONTENT, {"Content-Type": "text/plain"})]) as server:
+        backend = make(server)
+        assert answer_of(lambda: get(backend)) == CONTENT
+        assert answer_of(lambda: backend.stat("media/key")).size == len(CONTENT)
+
+
+def test_a_page_of_html_that_was_stored_is_an_object(make: Callable[..., Backend]) -> None:
+    with ScriptedServer([stored(HTML.encode(), Content_Type="text/html")]) as server:
+        backend = make(server)
+        assert answer_of(lambda: get(backend)) == HTML.encode()
+
+
+def test_a_proxy_that_limits_bodies_is_told_with_the_remedy(make: Callable[..., Backend]) -> None:
+    with ScriptedServer([reply(413, HTML)]) as server:
+        backend = make(server)
+        assert "client_max_body_size" in str(error_of(lambda: put(backend)))
+
+
 def test_put_does_not_ask_whether_it_may_send(make: Callable[..., Backend]) -> None:
     """Nobody would wait for the answer, and some proxies refuse the question."""
     with ScriptedServer([accepted()]) as server:
         put(make(server))
     (request,) = server.requests
     assert "Expect" not in request.headers
+
+
+@pytest.mark.parametrize("headers", [{"ETag": '"0123"'}, {"ETag": 'W/"0123"'}, {}], ids=str)
+def test_an_object_that_may_be_the_one_that_was_named_is_read(
+    make: Callable[..., Backend], headers: dict[str, str]
+) -> None:
+    with ScriptedServer([reply(200, CONTENT, headers)]) as server:
+        backend = make(server)
+        assert answer_of(lambda: get_if_match(backend)) == CONTENT
+        assert server.requests[0].headers["If-Match"] == '"0123"'
+
+
+# --- listings ---
+
+
+def test_a_server_that_knows_version_1_of_listings_only_is_listed_to_the_end(make: Callable[..., Backend]) -> None:
+    keys = [f"media/{name}" for name in ("a", "b c", "d&e+f", "g\u00e9", "h")]
+
+    def answer(request: Request) -> Behaviour:
+        later = [key for key in keys if key > request.query.get("marker", "")]
+        return page(*later[:2], truncated=len(later) > 2)
+
+    with ScriptedServer([from_request(answer)]) as server:
+        assert answer_of(lambda: listing(make(server))) == keys
+        assert len(server.requests) == 3
+        # Not version 2, in which a marker means nothing.
+        assert all("list-type" not in request.query for request in server.requests[1:])
+        assert all(request.query["encoding-type"] == "url" for request in server.requests)
 
 
 # --- readers ---
@@ -830,6 +912,17 @@ def test_an_etag_that_the_completion_leaves_out_is_asked_for(make: Callable[...,
         assert steps(server) == ["create", "part", "complete", "head"]
 
 
+@pytest.mark.parametrize("other", OTHERS)
+def test_a_completion_without_an_etag_that_did_nothing_is_an_error_and_aborted(
+    make: Callable[..., Backend], other: str
+) -> None:
+    completed = reply(200, "<html><body>Back soon</body></html>", {"Content-Type": "text/html"})
+    with ScriptedServer(Upload(complete=completed, head=OTHERS[other]).script()) as server:
+        backend = make(server)
+        assert type(error_of(lambda: put_parts(backend))) is BackendUnavailable
+        assert steps(server) == ["create", "part", "complete", "head", "abort"]
+
+
 def test_an_object_with_our_mark_but_another_size_is_an_error(make: Callable[..., Backend]) -> None:
     with ScriptedServer([drop()]) as server:
         server.script = Upload(complete=drop(), head=ours(server, 1199)).script()
@@ -843,6 +936,13 @@ def test_a_part_that_fails_aborts_the_upload(make: Callable[..., Backend]) -> No
         backend = make(server)
         assert type(error_of(lambda: put_parts(backend))) is AccessDenied
         assert steps(server) == ["create", "part", "abort"]
+
+
+def test_a_part_whose_answer_has_no_etag_is_sent_again(make: Callable[..., Backend]) -> None:
+    with ScriptedServer(Upload(part=SUCCESS_PAGE).script()) as server:
+        backend = make(server)
+        assert type(error_of(lambda: put_parts(backend))) is BackendUnavailable
+        assert steps(server) == ["create", "part", "part", "part", "abort"]
 
 
 def test_a_part_that_hangs_aborts_the_upload(make: Callable[..., Backend]) -> None:

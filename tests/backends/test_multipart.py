@@ -118,9 +118,19 @@ def test_a_body_that_ends_early_ends_it_too(executor: ThreadPoolExecutor) -> Non
 
 def test_the_part_size_grows_with_the_file() -> None:
     assert part_size_for(1, 5) == 5
-    assert part_size_for(50_000, 5) == 5
-    assert part_size_for(50_001, 5) == 10
+    assert part_size_for(5_000, 5) == 5
+    assert part_size_for(5_001, 5) == 10
     assert part_size_for(5 << 40, 8 << 20) * 10_000 >= 5 << 40
+    assert part_size_for(5 << 40, 8 << 20) <= 5 << 30
+
+
+@pytest.mark.parametrize("chunk_size", [5 << 20, 8 << 20, 64 << 20])
+def test_files_of_usual_sizes_are_sent_in_no_more_than_1000_parts(chunk_size: int) -> None:
+    """Scaleway takes no more."""
+    for size in (1 << 30, 8 << 30, 50 << 30):
+        assert -(-size // part_size_for(size, chunk_size)) <= 1000
+    # Larger ones are not worth the memory that so few parts would take.
+    assert part_size_for(600 << 30, chunk_size) <= 80 << 20
 
 
 def test_read_exactly() -> None:

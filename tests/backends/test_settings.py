@@ -215,6 +215,7 @@ def test_the_prefix_is_joined_with_one_slash_or_raw(prefix: str, raw: bool, join
         ("https://s3.eu-central-1.amazonaws.com", True, True),
         ("https://bucket.vpce-1.s3.eu-west-1.vpce.amazonaws.com", True, True),
         ("https://s3.cn-north-1.amazonaws.com.cn", True, True),
+        ("https://s3.eusc-de-east-1.amazonaws.eu", True, True),
         ("https://amazonaws.com.evil.example", False, True),
         ("https://notamazonaws.com", False, True),
         ("http://127.0.0.1:9000", False, False),

@@ -440,3 +440,25 @@ def test_a_connection_that_the_server_has_closed_meanwhile_costs_no_attempt(make
         server.wait_for(lambda server: server.connections == 0)
         backend.check()
         assert len(server.requests) == 2
+
+
+@pytest.mark.parametrize(("idle", "connections"), [(59, 1), (61, 2)])
+def test_a_connection_that_was_idle_for_long_is_not_used_again(
+    make: Callable[..., Backend], monkeypatch: pytest.MonkeyPatch, idle: int, connections: int
+) -> None:
+    """A firewall may have forgotten it, which shows only when the time for an answer is over."""
+    clock = Clock(monkeypatch)
+    used: list[socket.socket] = []
+
+    def answer(exchange: Exchange) -> None:
+        used.append(exchange.connection)
+        EMPTY_LISTING(exchange)
+
+    with ScriptedServer([answer]) as server:
+        backend = make(server.endpoint)
+        backend.check()
+        clock.now += idle
+        backend.check()
+        assert len(set(used)) == connections
+        # What was idle has been closed.
+        server.wait_for(lambda server: server.connections == 1)

@@ -14,7 +14,7 @@ import pytest
 
 from backends import open_backend
 from backends.base import Backend, ObjectInfo, ObjectReader
-from backends.errors import AccessDenied, BackendError, BackendUnavailable, Misconfigured
+from backends.errors import AccessDenied, BackendError, BackendUnavailable, Misconfigured, ObjectArchived
 from backends.settings import BucketSettings
 from storage_provider import cache_restore
 from storage_provider.failures import BucketFails, Stopped
@@ -585,7 +585,7 @@ def test_object_that_turns_out_to_be_archived_proves_nothing(site: CacheSite) ->
 
         def open(self, key: str, *, offset: int = 0, if_match: str | None = None) -> ObjectReader:
             if key == path:
-                raise AccessDenied("archived", operation="open", key=key, code="InvalidObjectState", status=403)
+                raise ObjectArchived("archived", operation="open", key=key)
             return super().open(key, offset=offset, if_match=if_match)
 
     bucket = Tiered()

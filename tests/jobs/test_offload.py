@@ -20,7 +20,7 @@ from minio.credentials.providers import StaticProvider
 
 from backends import open_backend
 from backends.base import Backend, ObjectInfo, ObjectReader
-from backends.errors import AccessDenied
+from backends.errors import ObjectArchived
 from storage_provider import candidates, offload
 from storage_provider.bandwidth import Bandwidth
 from storage_provider.cache_db import CacheDb, Proof
@@ -542,7 +542,7 @@ def test_file_whose_object_turns_out_to_be_archived_stays(site: MediaSite, stora
 
         def open(self, key: str, *, offset: int = 0, if_match: str | None = None) -> ObjectReader:
             if key == archived:
-                raise AccessDenied("archived", operation="open", key=key, code="InvalidObjectState", status=403)
+                raise ObjectArchived("archived", operation="open", key=key)
             return super().open(key, offset=offset, if_match=if_match)
 
     bucket = Tiered()

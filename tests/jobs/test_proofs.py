@@ -5,7 +5,10 @@ from __future__ import annotations
 import hashlib
 from pathlib import Path
 
+import pytest
+
 from backends.base import ObjectInfo
+from backends.multipart import part_size_for
 from storage_provider.media_store import MediaStore
 from storage_provider.proofs import etag_proves
 
@@ -44,6 +47,18 @@ def test_etag_proves_equal_content_and_nothing_else(tmp_path: Path) -> None:
         "0" * 32,
     ):
         assert not proves(etag), etag
+
+
+def test_etag_proves_a_file_that_is_sent_in_larger_parts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    # As one of more than 8 GB is.
+    monkeypatch.setattr("backends.multipart._FEWER_PARTS", 2)
+    content = bytes(range(256)) * (17 << 12)
+    file = tmp_path / PATH
+    file.parent.mkdir(parents=True)
+    file.write_bytes(content)
+    sent = ObjectInfo(PATH, len(content), in_parts(content, part_size_for(len(content), 8 << 20)))
+    assert sent.etag == in_parts(content, 16 << 20)
+    assert etag_proves(MediaStore(tmp_path), PATH, sent)
 
 
 def test_etag_of_an_empty_file(tmp_path: Path) -> None:

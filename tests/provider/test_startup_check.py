@@ -13,6 +13,7 @@ from backends import open_backend
 from storage_provider.media_paths import MEDIA_ROOTS
 from storage_provider.settings import ProviderSettings
 from storage_provider.startup_check import Problem, find_problem
+from tests.backends.scripted_server import Behaviour, Request, ScriptedServer, error, from_request, reply
 from tests.backends.test_credentials import no_credentials
 from tests.servers import S3Server, make_client
 from tests.servers.process import free_port
@@ -71,6 +72,31 @@ def test_an_endpoint_where_nobody_listens(check: Check) -> None:
     problem = check(endpoint_url=f"http://127.0.0.1:{free_port()}", max_attempts=1)
     assert problem is not None
     assert "is `endpoint_url` right" in problem.text
+
+
+@pytest.mark.parametrize("backend", ["minio", "boto3"])
+@pytest.mark.parametrize(
+    ("status", "code", "words"),
+    [
+        (400, "AuthorizationHeaderMalformed", "correct `region_name`"),
+        (400, "InvalidRegionName", "correct `region_name`"),
+        (301, "PermanentRedirect", "correct `region_name`"),
+        (403, "SecondLevelDomainForbidden", "set `addressing_style: virtual`"),
+        (400, "PathStyleDomainForbidden", "set `addressing_style: virtual`"),
+    ],
+)
+def test_an_error_that_a_setting_mends_names_it(check: Check, backend: str, status: int, code: str, words: str) -> None:
+    with ScriptedServer([error(status, code)]) as server:
+        problem = check(endpoint_url=server.endpoint, backend=backend)
+    assert problem is not None
+    assert words in problem.text
+
+
+def test_an_endpoint_that_boto3_cannot_use(check: Check) -> None:
+    problem = check(endpoint_url="http://minio_server:9000", backend="boto3")
+    assert problem is not None
+    assert "endpoint_url: boto3 cannot use it" in problem.text
+    assert "access_key_id" not in problem.text
 
 
 @pytest.mark.parametrize(
@@ -133,6 +159,18 @@ def test_a_prefix_with_its_slash_can_be_read_in_one_way_only(check: Check, put: 
     assert check(prefix="media/") is None
     assert check(prefix="other") is None
     assert check() is None
+
+
+@pytest.mark.parametrize("backend", ["minio", "boto3"])
+def test_credentials_that_may_list_only_below_the_prefix_are_well(check: Check, backend: str) -> None:
+    def answer(request: Request) -> Behaviour:
+        is_allowed = request.query["prefix"].startswith("media/")
+        return reply(200, "<ListBucketResult/>") if is_allowed else error(403, "AccessDenied")
+
+    with ScriptedServer([from_request(answer)]) as server:
+        assert check(endpoint_url=server.endpoint, backend=backend, prefix="media") is None
+        # The other spelling has been looked for.
+        assert "medialocal_content/" in [request.query["prefix"] for request in server.requests]
 
 
 def test_keys_that_only_look_alike_are_no_media(check: Check, put: Callable[[str], None]) -> None:
