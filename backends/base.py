@@ -1,7 +1,7 @@
 """The contract over one bucket, which every backend keeps and `tests/backends/contract.py` proves.
 
 All methods block and may be called from many threads at once; callers bring their own threads.
-Constructing a backend does no I/O: wrong credentials show at the first call.
+Constructing a backend does no I/O: wrong credentials, and files that cannot be used, show at the first call.
 
 Keys are relative to the configured prefix. A key that is empty, starts with `/`, has an empty,
 `.` or `..` segment, or cannot be written in UTF-8 is a `ValueError` before any I/O.
@@ -19,8 +19,8 @@ SSE-C and the storage class come from the settings and go on every request that 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 from datetime import datetime
 from types import TracebackType
 from typing import BinaryIO
@@ -41,8 +41,6 @@ class ObjectInfo:
     """In UTC; None after `put`, whose answer does not tell it."""
     storage_class: str = "STANDARD"
     """STANDARD where the server names none. MinIO lists every object as STANDARD, whatever it is."""
-    metadata: Mapping[str, str] = field(default_factory=dict)
-    """The user's metadata, names in lower case; empty in listings, which do not carry it."""
     archive_status: str = ""
     """Where an object of the class INTELLIGENT_TIERING has sunk so deep that it cannot be read; empty in listings."""
 
@@ -69,7 +67,9 @@ class ObjectReader(ABC):
         """Read exactly `n` bytes, fewer only at the end of the object; `b""` after it.
 
         A content that ends before the announced length, and `n` bytes that take longer than
-        `read_timeout`, are a `BackendUnavailable`: never a short object that looks whole.
+        `read_timeout`, are a `BackendUnavailable`: never a short object that looks whole. Where
+        checksums are compared (`response_checksum_validation`), a wrong one is a `ContentDamaged`,
+        and the last bytes are not given out.
         """
 
     @abstractmethod
@@ -92,7 +92,7 @@ class Backend(ABC):
     def check(self) -> None:
         """Prove endpoint, credentials and bucket with one cheap request (a listing of one key).
 
-        Raises `BucketNotFound`, `AccessDenied` or `BackendUnavailable`.
+        Raises `BucketNotFound`, `AccessDenied`, `Misconfigured` or `BackendUnavailable`.
         """
 
     @abstractmethod
@@ -105,23 +105,15 @@ class Backend(ABC):
         """
 
     @abstractmethod
-    def put(
-        self,
-        key: str,
-        body: BinaryIO,
-        size: int,
-        *,
-        content_type: str | None = None,
-        metadata: Mapping[str, str] | None = None,
-    ) -> ObjectInfo:
+    def put(self, key: str, body: BinaryIO, size: int) -> ObjectInfo:
         """Store the next `size` bytes of `body` under `key`, replacing what was there.
 
         One request up to `multipart_threshold` bytes, parts beyond, each with a checksum that the
-        server verifies: a Content-MD5 over TLS, the signed SHA-256 without. Names and values of
-        `metadata` are ASCII. When it raises, the key holds the old object or the new one, whole,
-        never a part: a failed multipart upload is aborted, and a HEAD settles what a lost reply to
-        its completion, or an answer without an ETag, leaves open. A `body` that ends early is a
-        `ValueError`, and its own `OSError`s come out as they are; nothing is stored then.
+        server verifies: a Content-MD5 over TLS, the signed SHA-256 without. When it raises, the
+        key holds the old object or the new one, whole, never a part: a failed multipart upload is
+        aborted, and a HEAD settles what a lost reply to its completion, or an answer without an
+        ETag, leaves open. A `body` that ends early is a `ValueError`, and its own `OSError`s come
+        out as they are; nothing is stored then.
 
         With SSE-C, `check_encryption` runs before the first object is sent, and an answer that does
         not acknowledge the encryption is an `EncryptionNotApplied`.

@@ -16,6 +16,7 @@ from backends.errors import (
     AccessDenied,
     BackendError,
     BackendUnavailable,
+    Misconfigured,
     RequestRejected,
     SettingsError,
     cause_chain,
@@ -23,7 +24,7 @@ from backends.errors import (
     error_class,
     innermost,
 )
-from backends.settings import BucketSettings
+from backends.settings import BucketSettings, can_be_sent
 from backends.transport import Transport
 from backends.xml import UnreadableReply
 
@@ -57,6 +58,11 @@ class Caller(Generic[Client]):
         """Let calls under way and later ones fail."""
         self._closed.set()
 
+    def refuse_after_close(self, operation: str, key: str | None) -> None:
+        """Raise `BackendUnavailable` when `close` has been called."""
+        if self._closed.is_set():
+            raise BackendUnavailable("the backend is closed", operation=operation, key=key)
+
     def call(self, operation: str, key: str | None, request: Callable[[Client], Result]) -> Result:
         """Make a request until it succeeds, fails for good, or runs out of attempts or time.
 
@@ -68,8 +74,7 @@ class Caller(Generic[Client]):
         before = sys.exc_info()[1]
         with self._transport.call() as deadline:
             while True:
-                if self._closed.is_set():
-                    raise BackendUnavailable("the backend is closed", operation=operation, key=key)
+                self.refuse_after_close(operation, key)
                 attempts -= 1
                 self._transport.forget_answer()
                 client = None
@@ -84,7 +89,7 @@ class Caller(Generic[Client]):
                 detach(cause, before)
                 error = self._translate(operation, key, cause)
                 if error is None:
-                    raise cause
+                    raise self.secrets.conceal(cause)
                 if may_reload and _may_have_expired(error) and self._has_newer_credentials_than(client):
                     may_reload = False
                     attempts += 1
@@ -105,17 +110,23 @@ class Caller(Generic[Client]):
         if isinstance(cause, BackendError):
             return cause
         if isinstance(cause, SettingsError):
-            return AccessDenied(str(cause), operation=operation, key=key)
+            return Misconfigured(str(cause), operation=operation, key=key)
         answer = self._transport.failure
         sent = self._transport.credentials_sent
         self.secrets.add_credentials(sent or ())
         if answer is None:
             is_network_error = isinstance(cause, (OSError, urllib3.exceptions.HTTPError))
             if sent is None and (is_network_error or self._is_credentials_error(cause)):
-                reason = f"no usable credentials: {cause}; set access_key_id and secret_access_key"
+                reason = (
+                    f"no usable credentials: {cause}; set access_key_id and secret_access_key, "
+                    "or AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY in the environment"
+                )
                 return AccessDenied(self.secrets.scrub(reason), operation=operation, key=key)
             if not is_network_error:
-                return None
+                if sent is None or all(map(can_be_sent, sent)):
+                    return None
+                reason = "the credentials that were found hold white space, a line break or characters outside ASCII"
+                return Misconfigured(reason, operation=operation, key=key)
             reason = self.secrets.scrub(f"no answer from {self._endpoint()}: {innermost(cause)}")
             return BackendUnavailable(reason, operation=operation, key=key)
         kind: type[BackendError] = BackendUnavailable

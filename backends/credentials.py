@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import base64
 import contextlib
+import re
 import threading
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 from backends.errors import SettingsError, cause_chain
-from backends.settings import BucketSettings, read_secret_file
+from backends.settings import BucketSettings, parse_credential, read_secret_file
 
 
 @dataclass(frozen=True)
@@ -63,13 +64,21 @@ class CredentialSource:
         if secret is not None:
             return str(secret.get_secret_value())
         path = getattr(self._settings, f"{name}_path")
-        return None if path is None else read_secret_file(path, f"{name}_path").decode(errors="replace").strip()
+        if path is None:
+            return None
+        content = read_secret_file(path, f"{name}_path").decode(errors="replace")
+        try:
+            return parse_credential(content)
+        except ValueError as error:
+            raise SettingsError((f"{name}_path",), f"what {path} holds {error}") from None
 
 
 # Shorter ones (test servers' "test") are no secrets, and would mask parts of ordinary words.
 _SHORTEST_SECRET = 6
 # Of credentials that are renewed every hour, the old ones are forgotten some day.
 _MOST_CREDENTIALS = 100
+# What stands for itself in `repr`.
+_PLAIN = re.compile(r"[!#-&(-\[\]-~]+")
 
 
 class Secrets:
@@ -81,9 +90,11 @@ class Secrets:
 
     def add_credentials(self, values: Iterable[str | None]) -> None:
         """Keep these secret too; those that they replace may still be told of."""
-        new = [each for each in values if each and len(each) >= _SHORTEST_SECRET and each not in self._credentials]
+        # Also in parts: where Python shows a text, line breaks and the like are written otherwise.
+        parts = [part for each in values if each for part in (each, *_PLAIN.findall(each))]
+        new = [each for each in parts if len(each) >= _SHORTEST_SECRET and each not in self._credentials]
         if new:
-            self._credentials = (*self._credentials, *new)[-_MOST_CREDENTIALS:]
+            self._credentials = (*self._credentials, *dict.fromkeys(new))[-_MOST_CREDENTIALS:]
 
     def add_sse_key(self, key: bytes) -> None:
         """Keep an encryption key secret, in the forms in which it is written."""

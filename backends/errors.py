@@ -55,6 +55,10 @@ class BucketNotFound(BackendError):
     """The server said that there is no such bucket."""
 
 
+class Misconfigured(BackendError):
+    """A setting, or a file that one names, cannot be used; nothing was asked of the server."""
+
+
 class AccessDenied(BackendError):
     """The server refused the credentials or what they may do, or there are none."""
 
@@ -83,6 +87,10 @@ class BackendUnavailable(BackendError):
     """No usable answer: connection, time-out, throttling, a server's fault, a cut or unreadable reply."""
 
     retryable = True
+
+
+class ContentDamaged(BackendUnavailable):
+    """The whole content has come, and has not its checksum: what was read before is not to be trusted either."""
 
 
 # https://docs.aws.amazon.com/AmazonS3/latest/API/ErrorResponses.html, and what MinIO, Ceph and Swift send.

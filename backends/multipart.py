@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
-from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from concurrent.futures import FIRST_COMPLETED, Future, wait
 from dataclasses import dataclass
 from typing import BinaryIO
 
@@ -43,14 +43,13 @@ def send_parts(
     size: int,
     chunk_size: int,
     *,
-    send: Callable[[int, bytes], Part],
-    executor: ThreadPoolExecutor,
+    submit: Callable[[int, bytes], Future[Part]],
     memory: MemoryBudget,
 ) -> list[Part]:
     """Send the next `size` bytes of `body` in parts, and return them in order.
 
-    The first error of `send` or `body` is raised once no part is in flight any more; what had
-    not been started is not sent.
+    `submit` has a part sent in another thread. The first error of a part or of `body` is raised
+    once no part is in flight any more; what had not been started is not sent.
     """
     chunk_size = part_size_for(size, chunk_size)
     parts: list[Part] = []
@@ -66,7 +65,7 @@ def send_parts(
             if len(in_flight) >= _PARTS_AT_A_TIME:
                 collect(wait_for_all=False)
             length = min(chunk_size, size - start)
-            in_flight.add(_submit(body, length, number, send, executor, memory))
+            in_flight.add(_submit(body, length, number, submit, memory))
         collect(wait_for_all=True)
     except BaseException:
         for future in in_flight:
@@ -80,14 +79,13 @@ def _submit(
     body: BinaryIO,
     length: int,
     number: int,
-    send: Callable[[int, bytes], Part],
-    executor: ThreadPoolExecutor,
+    submit: Callable[[int, bytes], Future[Part]],
     memory: MemoryBudget,
 ) -> Future[Part]:
     memory.acquire(length)
     try:
         data = read_exactly(body, length)
-        future = executor.submit(send, number, data)
+        future = submit(number, data)
     except BaseException:
         memory.release(length)
         raise

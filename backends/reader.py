@@ -7,7 +7,7 @@ from typing import Protocol
 
 from backends.base import ObjectInfo, ObjectReader
 from backends.credentials import Secrets
-from backends.errors import BackendUnavailable, detach, innermost
+from backends.errors import BackendUnavailable, ContentDamaged, detach, innermost
 from backends.receiving import Deadline
 
 
@@ -30,13 +30,16 @@ class S3Reader(ObjectReader):
         *,
         deadline: Deadline,
         read_timeout: float,
+        verifies: bool,
         secrets: Secrets,
     ) -> None:
+        """With `verifies` the SDK may have a checksum to compare, which it does at the end."""
         self.info = info
         self._raw = raw
         self._left = length
         self._deadline = deadline
         self._read_timeout = read_timeout
+        self._verifies = verifies
         self._secrets = secrets
 
     def read(self, n: int) -> bytes:
@@ -55,6 +58,13 @@ class S3Reader(ObjectReader):
                 operation="open",
                 key=self.info.key,
             ) from (None if cause is None else self._secrets.conceal(cause))
+        if cause is not None:
+            self.close()
+            raise ContentDamaged(
+                f"the content is not the one that was stored: {self._secrets.scrub(str(cause))}",
+                operation="open",
+                key=self.info.key,
+            ) from self._secrets.conceal(cause)
         self._left -= len(data)
         if self._left == 0:
             self.close()
@@ -73,6 +83,9 @@ class S3Reader(ObjectReader):
                 if not more:
                     break
                 data = data + more if data else more
+            if self._verifies and len(data) == self._left:
+                # botocore compares when there is nothing left to be read.
+                self._raw.read(1)
         except Exception as cause:  # whatever the SDK or its HTTP client calls a broken connection
             detach(cause, before)
             return data, cause

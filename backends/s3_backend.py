@@ -17,6 +17,7 @@ from abc import abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from email.utils import parsedate_to_datetime
+from functools import partial
 from secrets import token_bytes, token_hex
 from typing import BinaryIO, Generic
 
@@ -32,12 +33,13 @@ from backends.errors import (
     NotSupported,
     PreconditionFailed,
     RequestRejected,
+    SettingsError,
     error_class,
 )
 from backends.memory import MemoryBudget
 from backends.multipart import Part, read_exactly, send_parts
 from backends.reader import RawBody, S3Reader
-from backends.settings import BucketSettings
+from backends.settings import BucketSettings, is_region
 from backends.transport import Transport
 from backends.xml import ListedObject, ListingPage, UnreadableReply, parse_listing
 
@@ -87,9 +89,15 @@ class S3Backend(Backend, Generic[Client]):
     @property
     def _region(self) -> str | None:
         """The region that requests are signed for; None leaves it to the SDK."""
-        named = self._settings.region_name or os.environ.get("AWS_REGION") or os.environ.get("AWS_DEFAULT_REGION")
+        if self._settings.region_name is not None:
+            return self._settings.region_name
+        for variable in ("AWS_REGION", "AWS_DEFAULT_REGION"):
+            if region := os.environ.get(variable):
+                if not is_region(region):
+                    raise SettingsError((variable,), f"{region!r} is not the name of a region")
+                return region
         # Outside AWS a fixed one, which saves a GetBucketLocation that least-privilege keys may not make.
-        return named or (None if self._settings.is_aws else "us-east-1")
+        return None if self._settings.is_aws else "us-east-1"
 
     @property
     def _signs_bodies(self) -> bool:
@@ -113,9 +121,7 @@ class S3Backend(Backend, Generic[Client]):
         """Whether the SDK found no usable credentials, so that nothing was sent."""
 
     @abstractmethod
-    def _put_object(
-        self, client: Client, name: str, body: bytes, content_type: str | None, metadata: Mapping[str, str]
-    ) -> Headers: ...
+    def _put_object(self, client: Client, name: str, body: bytes) -> Headers: ...
 
     @abstractmethod
     def _get_object(
@@ -137,9 +143,7 @@ class S3Backend(Backend, Generic[Client]):
         """Delete a batch; returns name, code and message of those that were not deleted."""
 
     @abstractmethod
-    def _create_multipart_upload(
-        self, client: Client, name: str, content_type: str | None, metadata: Mapping[str, str]
-    ) -> str: ...
+    def _create_multipart_upload(self, client: Client, name: str, metadata: Mapping[str, str]) -> str: ...
 
     @abstractmethod
     def _upload_part(self, client: Client, name: str, upload_id: str, number: int, body: bytes) -> Headers: ...
@@ -178,22 +182,13 @@ class S3Backend(Backend, Generic[Client]):
             raise
         proof.set_result(None)
 
-    def put(
-        self,
-        key: str,
-        body: BinaryIO,
-        size: int,
-        *,
-        content_type: str | None = None,
-        metadata: Mapping[str, str] | None = None,
-    ) -> ObjectInfo:
+    def put(self, key: str, body: BinaryIO, size: int) -> ObjectInfo:
         self._name(key)
-        metadata = _checked_metadata(metadata)
         self.check_encryption()
         if size > self._settings.multipart_threshold:
-            return self._put_parts(key, body, size, content_type, metadata)
+            return self._put_parts(key, body, size)
         with self._memory.reserve(size):
-            return self._put_whole(key, read_exactly(body, size), content_type, metadata)
+            return self._put_whole(key, read_exactly(body, size))
 
     def open(self, key: str, *, offset: int = 0, if_match: str | None = None) -> ObjectReader:
         name = self._name(key)
@@ -214,6 +209,7 @@ class S3Backend(Backend, Generic[Client]):
                     info.size - offset,
                     deadline=self._transport.reading,
                     read_timeout=self._settings.read_timeout,
+                    verifies=self._settings.response_checksum_validation == "when_supported",
                     secrets=self._caller.secrets,
                 )
 
@@ -263,9 +259,9 @@ class S3Backend(Backend, Generic[Client]):
     def close(self) -> None:
         self._caller.close()
         with self._lock:
-            executor, self._executor = self._executor, None
-        if executor is not None:
-            executor.shutdown(wait=False, cancel_futures=True)
+            if self._executor is not None:
+                # Nothing is cancelled: uploads wait for the parts that they have handed in, which fail at once.
+                self._executor.shutdown(wait=False)
         self._transport.close()
 
     # --- keys and answers ---
@@ -284,11 +280,6 @@ class S3Backend(Backend, Generic[Client]):
         total = headers.get("content-range", "").rpartition("/")[2] or headers.get("content-length", "")
         if not total.isdigit():
             raise UnreadableReply("the answer does not tell the object's size")
-        metadata = {
-            name[len(_METADATA_HEADER) :]: value
-            for name, value in headers.items()
-            if name.startswith(_METADATA_HEADER) and name != _METADATA_HEADER + _UPLOAD_MARK
-        }
         return ObjectInfo(
             key,
             int(total),
@@ -296,7 +287,6 @@ class S3Backend(Backend, Generic[Client]):
             headers.get("etag", "").removeprefix("W/").strip('"'),
             parsedate_to_datetime(modified) if modified else None,
             headers.get("x-amz-storage-class") or "STANDARD",
-            metadata,
             headers.get("x-amz-archive-status", ""),
         )
 
@@ -334,7 +324,7 @@ class S3Backend(Backend, Generic[Client]):
     def _prove_encryption(self) -> None:
         key = f".encryption-probe-{token_hex(8)}"
         try:
-            self._put_whole(key, token_bytes(64), None, {})
+            self._put_whole(key, token_bytes(64))
             if self._readable_without_key(key):
                 raise EncryptionNotApplied(
                     "the server acknowledged the encryption key, but gives the object out without it",
@@ -387,9 +377,9 @@ class S3Backend(Backend, Generic[Client]):
 
     # --- sending ---
 
-    def _put_whole(self, key: str, data: bytes, content_type: str | None, metadata: Mapping[str, str]) -> ObjectInfo:
+    def _put_whole(self, key: str, data: bytes) -> ObjectInfo:
         name = self._name(key)
-        headers = self._call("put", key, lambda client: self._put_object(client, name, data, content_type, metadata))
+        headers = self._call("put", key, lambda client: self._put_object(client, name, data))
         etag = headers.get("etag", "")
         if not etag:
             # A page that something in front of the bucket puts up comes with status 200 too.
@@ -399,16 +389,13 @@ class S3Backend(Backend, Generic[Client]):
             if found is None or found[0].etag != etag:
                 raise _unsettled(key)
         self._check_acknowledged("put", key, headers)
-        return self._stored(key, len(data), etag, metadata)
+        return self._stored(key, len(data), etag)
 
-    def _put_parts(
-        self, key: str, body: BinaryIO, size: int, content_type: str | None, metadata: Mapping[str, str]
-    ) -> ObjectInfo:
+    def _put_parts(self, key: str, body: BinaryIO, size: int) -> ObjectInfo:
         name = self._name(key)
         mark = token_hex(16)
-        marked = {**metadata, _UPLOAD_MARK: mark}
         upload_id = self._call(
-            "put", key, lambda client: self._create_multipart_upload(client, name, content_type, marked)
+            "put", key, lambda client: self._create_multipart_upload(client, name, {_UPLOAD_MARK: mark})
         )
 
         # A part and the abort after it share the time that the contract promises, and so do the requests at the end.
@@ -429,8 +416,7 @@ class S3Backend(Backend, Generic[Client]):
                 body,
                 size,
                 self._settings.multipart_chunksize,
-                send=send,
-                executor=self._part_executor(),
+                submit=lambda number, data: self._submit_part(key, partial(send, number, data)),
                 memory=self._memory,
             )
         except BaseException:
@@ -443,7 +429,7 @@ class S3Backend(Backend, Generic[Client]):
             except BaseException:
                 self._abort(key, upload_id)
                 raise
-        return self._stored(key, size, etag, metadata)
+        return self._stored(key, size, etag)
 
     def _complete(self, key: str, upload_id: str, parts: Sequence[Part], size: int, mark: str) -> str:
         """Put the parts together; an error may still mean success, which the mark on the object tells."""
@@ -484,14 +470,15 @@ class S3Backend(Backend, Generic[Client]):
             if error.code != "NoSuchUpload":
                 logger.warning("The parts of a failed upload were left in the bucket: %s", error)
 
-    def _part_executor(self) -> ThreadPoolExecutor:
+    def _submit_part(self, key: str, send: Callable[[], Part]) -> Future[Part]:
         with self._lock:
+            self._caller.refuse_after_close("put", key)
             if self._executor is None:
                 self._executor = ThreadPoolExecutor(_PART_THREADS, thread_name_prefix="s3-part")
-            return self._executor
+            return self._executor.submit(send)
 
-    def _stored(self, key: str, size: int, etag: str, metadata: Mapping[str, str]) -> ObjectInfo:
-        return ObjectInfo(key, size, etag.strip('"'), None, self._settings.storage_class or "STANDARD", dict(metadata))
+    def _stored(self, key: str, size: int, etag: str) -> ObjectInfo:
+        return ObjectInfo(key, size, etag.strip('"'), None, self._settings.storage_class or "STANDARD")
 
     # --- deleting ---
 
@@ -537,14 +524,6 @@ def _unsettled(key: str) -> BackendUnavailable:
     return BackendUnavailable(
         "unreadable reply: it has no ETag, and what was sent is not found in the bucket", operation="put", key=key
     )
-
-
-def _checked_metadata(metadata: Mapping[str, str] | None) -> dict[str, str]:
-    checked = {name.lower(): value for name, value in (metadata or {}).items()}
-    for text in itertools.chain(checked, checked.values()):
-        if not (text.isascii() and text.isprintable()):
-            raise ValueError("names and values of metadata must be printable ASCII")
-    return checked
 
 
 def _check_match(info: ObjectInfo, if_match: str | None) -> None:

@@ -35,6 +35,9 @@ _AWS_DOMAINS = (".amazonaws.com", ".amazonaws.com.cn", ".amazonaws.eu")
 
 SSE_KEY_BYTES = 32
 
+# Templates leave these empty. Not the encryption key: without it media would be stored in the clear.
+_MAY_BE_EMPTY = frozenset({"endpoint_url", "region_name", "access_key_id", "secret_access_key", "session_token"})
+
 UNREADABLE_CLASSES = frozenset({"GLACIER", "DEEP_ARCHIVE"})
 """Storage classes whose objects cannot be read before they have been restored, which takes hours."""
 
@@ -50,6 +53,33 @@ def parse_size(value: object) -> object:
 
 
 Size = Annotated[int, BeforeValidator(parse_size)]
+
+
+def refuse_switch(value: object) -> object:
+    """The value, which is to be a number: Python takes true for 1."""
+    if isinstance(value, bool):
+        raise ValueError("must be a number")
+    return value
+
+
+Count = Annotated[int, BeforeValidator(refuse_switch)]
+Seconds = Annotated[float, BeforeValidator(refuse_switch)]
+
+
+def can_be_sent(credential: str) -> bool:
+    """Whether it may stand in the header of a request, as credentials do."""
+    return re.fullmatch("[!-~]+", credential) is not None
+
+
+def parse_credential(text: str) -> str:
+    """A credential without the white space around it, which files and YAML blocks end with.
+
+    Raises `ValueError`, which does not show it, for one that cannot be sent.
+    """
+    credential = text.strip()
+    if not can_be_sent(credential):
+        raise ValueError("must be printable ASCII characters, with no white space or line break between them")
+    return credential
 
 
 class StrictSettings(BaseModel):
@@ -116,10 +146,10 @@ class BucketSettings(StrictSettings):
     sse_customer_algo: Literal["AES256"] = "AES256"
     allow_insecure_sse: StrictBool = False
     storage_class: str | None = None
-    max_pool_connections: int = Field(50, ge=1, le=10_000)
-    connect_timeout: float = Field(5, gt=0, le=3600)
-    read_timeout: float = Field(30, gt=0, le=3600)
-    max_attempts: int = Field(3, ge=1, le=100)
+    max_pool_connections: Count = Field(50, ge=1, le=10_000)
+    connect_timeout: Seconds = Field(5, gt=0, le=3600)
+    read_timeout: Seconds = Field(30, gt=0, le=3600)
+    max_attempts: Count = Field(3, ge=1, le=100)
     addressing_style: Literal["auto", "path", "virtual"] = "auto"
     verify: StrictBool | Path = True
     request_checksum_calculation: Literal["when_required", "when_supported"] = "when_required"
@@ -127,6 +157,17 @@ class BucketSettings(StrictSettings):
     # One part is held in memory while it is sent: the upper bounds keep that small, the lower one is S3's.
     multipart_threshold: Size = Field(8 << 20, ge=1, le=64 << 20)
     multipart_chunksize: Size = Field(8 << 20, ge=5 << 20, le=64 << 20)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _empty_is_left_out(cls, values: dict[str, object]) -> dict[str, object]:
+        return {name: value for name, value in values.items() if value != "" or name not in _MAY_BE_EMPTY}
+
+    @field_validator("region_name", "access_key_id", mode="before")
+    @classmethod
+    def _number_is_text(cls, value: object) -> object:
+        # As synapse-s3-storage-provider has always taken these two.
+        return str(value) if isinstance(value, int) and not isinstance(value, bool) else value
 
     @field_validator("bucket")
     @classmethod
@@ -150,6 +191,11 @@ class BucketSettings(StrictSettings):
             raise ValueError("must not hold '.' or '..' segments")
         return prefix
 
+    @field_validator("access_key_id", "secret_access_key", "session_token")
+    @classmethod
+    def _credential_can_be_sent(cls, credential: SecretStr) -> SecretStr:
+        return SecretStr(parse_credential(credential.get_secret_value()))
+
     @field_validator("endpoint_url")
     @classmethod
     def _endpoint_is_a_url(cls, url: str) -> str:
@@ -163,6 +209,13 @@ class BucketSettings(StrictSettings):
         if parts.username is not None or parts.query or parts.fragment:
             raise ValueError("must not hold credentials, a query or a fragment")
         return url.rstrip("/")
+
+    @field_validator("region_name")
+    @classmethod
+    def _region_is_a_name(cls, region: str) -> str:
+        if not is_region(region):
+            raise ValueError("must be the name of a region, such as eu-central-1")
+        return region
 
     @field_validator("storage_class")
     @classmethod
@@ -192,6 +245,8 @@ class BucketSettings(StrictSettings):
             raise SettingsError((missing,), "access_key_id and secret_access_key go together; this one is missing")
         if self._given("session_token") and not self.has_access_key:
             raise SettingsError(("session_token",), "needs access_key_id and secret_access_key beside it")
+        if self.backend == "minio" and urlsplit(self.endpoint_url or "").path:
+            raise SettingsError(("endpoint_url",), "minio-py cannot use an endpoint with a path; set backend: boto3")
         if self.raw_prefix and not self.prefix:
             raise SettingsError(("raw_prefix",), "says how the prefix is joined, but there is no prefix")
         if self.sse_customer_key is not None:
@@ -250,6 +305,11 @@ class BucketSettings(StrictSettings):
             name = "sse_customer_key_path"
             return decode_sse_key(read_secret_file(self.sse_customer_key_path, name), name)
         return None
+
+
+def is_region(name: str) -> bool:
+    """Whether it can be the name of a region: it becomes a part of host names and signatures."""
+    return re.fullmatch("[A-Za-z0-9]([A-Za-z0-9_-]{0,61}[A-Za-z0-9])?", name) is not None
 
 
 def read_secret_file(path: Path, setting: str) -> bytes:

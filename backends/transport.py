@@ -186,6 +186,11 @@ def _pieces(headers: bytes, data: bytes) -> Iterator[bytes | memoryview]:
 class _DeadlineTLSConnection(_DeadlineConnection, HTTPSConnection):
     """The same over TLS."""
 
+    def connect(self) -> None:
+        super().connect()
+        # urllib3 would warn of every request; who sets `verify: false` is told so once, at the start.
+        self.is_verified = True
+
 
 def environment_proxy(url: str) -> str | None:
     """The proxy that the environment names for a URL (`http_proxy`, `https_proxy`, `no_proxy`), or None."""

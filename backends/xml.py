@@ -44,7 +44,6 @@ class ErrorReply:
 
     code: str
     message: str
-    key: str | None = None
 
 
 def _read(body: bytes, record: str, on_record: Callable[[dict[str, str]], None]) -> dict[str, str]:
@@ -103,7 +102,7 @@ def parse_error(body: bytes) -> ErrorReply | None:
         return None
     if root[""] != "Error" or not root.get("Code"):
         return None
-    return ErrorReply(root["Code"], root.get("Message", ""), root.get("Key"))
+    return ErrorReply(root["Code"], root.get("Message", ""))
 
 
 def parse_listing(body: bytes) -> ListingPage:

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from typing import Protocol, TypeVar
 
 from backends.base import Backend
-from backends.errors import BackendError, BackendUnavailable, BucketNotFound, ObjectNotFound
+from backends.errors import BackendError, BackendUnavailable, BucketNotFound, Misconfigured, ObjectNotFound
 from storage_provider.bandwidth import Bandwidth
 from storage_provider.cache_db import CachedMedia, Kind
 from storage_provider.cache_policy import CachePolicy, PathMarks
@@ -117,7 +117,7 @@ class CachePass:
             self.report.not_in_bucket += 1
             return None
         except BackendError as error:
-            if not isinstance(error, (BackendUnavailable, BucketNotFound)):
+            if not isinstance(error, (BackendUnavailable, BucketNotFound, Misconfigured)):
                 self.in_vain.add(path)
             self.report.failed.add(f"{path}: {reason(error)}")
             self._failures.count(error, self.backend)

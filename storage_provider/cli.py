@@ -14,7 +14,7 @@ from typing import IO, Any, NoReturn
 
 import click
 
-from backends.errors import BackendError, EncryptionNotApplied, SettingsError
+from backends.errors import BackendError, EncryptionNotApplied, Misconfigured, SettingsError
 from storage_provider import cli_runs, cli_setup
 from storage_provider.cache_db import KINDS, CacheDb, CacheDbError
 from storage_provider.cli_options import DURATION, bucket_options, config_options, delete_options
@@ -217,6 +217,8 @@ def _guarded() -> Iterator[None]:
         yield
     except SettingsError as error:
         _quit(WRONG_USE, f"wrong setting: {error}")
+    except Misconfigured as error:
+        _quit(WRONG_USE, f"wrong setting: {error.reason}")
     except Locked:
         _quit(UNREACHABLE, "another run is under way")
     except (ConfigurationError, EncryptionNotApplied, MediaStoreError) as error:

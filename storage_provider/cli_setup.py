@@ -16,7 +16,7 @@ import click
 
 from backends import open_backend
 from backends.base import Backend
-from backends.errors import EXPIRED_CREDENTIALS, AccessDenied, BackendError, EncryptionNotApplied
+from backends.errors import EXPIRED_CREDENTIALS, AccessDenied, BackendError, EncryptionNotApplied, Misconfigured
 from backends.selection import choose_backend
 from storage_provider.bandwidth import Bandwidth
 from storage_provider.cache_db import CacheDb
@@ -121,6 +121,8 @@ class Run:
         try:
             self._check_listing()
             self.backend.check_encryption()
+        except Misconfigured:
+            raise
         except EncryptionNotApplied as error:
             raise ConfigurationError(explained(self.settings, error)) from error
         except BackendError as error:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from backends.base import Backend
-from backends.errors import EXPIRED_CREDENTIALS, AccessDenied, BackendError, BucketNotFound
+from backends.errors import EXPIRED_CREDENTIALS, AccessDenied, BackendError, BucketNotFound, Misconfigured
 
 # Failures one after another, with no success between them, after which the bucket is given up.
 _FAILURES_IN_A_ROW = 20
@@ -61,7 +61,7 @@ class Failures:
         Objects that may not be read can be many in a row (another encryption key, an owner of their own): where they
         are all that failed, and the bucket itself can be reached, there are never too many.
         """
-        if error.retryable or isinstance(error, (AccessDenied, BucketNotFound)):
+        if error.retryable or isinstance(error, (AccessDenied, BucketNotFound, Misconfigured)):
             self._in_a_row += 1
             self._unreadable_in_a_row += _is_unreadable_object(error)
             self._last = error

@@ -179,6 +179,8 @@ class S3StorageProviderBackend(StorageProvider):
             f"storage class {settings.storage_class or 'of the bucket'}",
             f"{settings.threadpool_size} threads",
         ]
+        if settings.is_https and settings.verify is False:
+            switched_on.append("certificate not checked")
         logger.info(
             "Media storage: bucket %r at %s through %s (%s); %s",
             settings.bucket,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
@@ -9,7 +10,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BeforeValidator, Field, StrictBool, field_validator
 
 from backends.errors import SettingsError
-from backends.settings import BucketSettings, Size, StrictSettings, parse_size
+from backends.settings import BucketSettings, Count, Size, StrictSettings, parse_size
 
 _MISPLACED = {
     "store_local": (
@@ -36,6 +37,8 @@ _EXTRA_ARGS = {
 }
 """Arguments of boto3 that older configurations hold, and the settings that they are."""
 
+_SWITCHES = {"true": True, "yes": True, "on": True, "1": True, "false": False, "no": False, "off": False, "0": False}
+
 _SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86_400, "w": 7 * 86_400, "y": 365 * 86_400}
 
 _SHORTEST_MAX_AGE = 3600
@@ -50,10 +53,22 @@ def parse_duration(value: object) -> object:
         return int(match[1]) * _SECONDS[match[2] or "s"]
     if isinstance(value, bool):
         raise ValueError("must be a duration such as 10m, 12h, 7d or 1y")
-    return value
+    return math.ceil(value) if isinstance(value, float) and math.isfinite(value) else value
 
 
 Duration = Annotated[int, BeforeValidator(parse_duration)]
+
+
+def parse_switch(value: object) -> object:
+    """A switch as enhanced-s3-storage-provider 1.x took it, with or without quotes."""
+    if isinstance(value, bool):
+        return value
+    if str(value).lower() not in _SWITCHES:
+        raise ValueError("must be true or false")
+    return _SWITCHES[str(value).lower()]
+
+
+Switch = Annotated[bool, BeforeValidator(parse_switch)]
 
 
 class LocalCacheSettings(StrictSettings):
@@ -76,12 +91,12 @@ class LocalCacheSettings(StrictSettings):
             raise ValueError("must be at least 1h; `m` means minutes here, not months as in s3_media_upload")
         return seconds
 
-    @field_validator("min_free_space")
+    @field_validator("min_free_space", mode="before")
     @classmethod
-    def _min_free_space_is_size_or_share(cls, value: str | int) -> str | int:
+    def _min_free_space_is_size_or_share(cls, value: object) -> str | int:
         if isinstance(value, str) and value.strip().endswith("%"):
             share = value.strip()[:-1].strip()
-            if not share.isdigit() or int(share) > 100:
+            if not share.isdecimal() or int(share) > 100:
                 raise ValueError("must be a size such as 20G, or a share of the disk such as 10%")
             return f"{int(share)}%"
         try:
@@ -96,12 +111,12 @@ class LocalCacheSettings(StrictSettings):
 class ProviderSettings(BucketSettings):
     """Everything that the `config` block of the storage provider may hold."""
 
-    threadpool_size: int = Field(20, ge=1, le=1000)
+    threadpool_size: Count = Field(20, ge=1, le=1000)
     check_on_startup: Literal["warn", "fail", "off"] = "warn"
-    auto_restore: StrictBool = True
-    auto_restore_startup: StrictBool = True
+    auto_restore: Switch = True
+    auto_restore_startup: Switch = True
     auto_restore_monitor_interval: Duration = Field(300, ge=1)
-    auto_restore_batch_size: int = Field(50, ge=1, le=10_000)
+    auto_restore_batch_size: Count = Field(50, ge=1, le=10_000)
     local_cache: Annotated[LocalCacheSettings, BeforeValidator(LocalCacheSettings.parse)] | None = None
     delete_from_bucket: StrictBool = True
     misplaced: tuple[str, ...] = Field((), exclude=True)

@@ -10,7 +10,7 @@ from synapse.module_api import ModuleApi
 from twisted.python.threadpool import ThreadPool
 
 from backends.base import Backend, ObjectInfo, ObjectReader
-from backends.errors import BackendUnavailable
+from backends.errors import BackendUnavailable, ContentDamaged
 
 logger = logging.getLogger(__name__)
 
@@ -39,10 +39,11 @@ class ChunkSource(Protocol):
 class ResumingReader:
     """The content of an object from an offset on, taken up again where the connection broke.
 
-    For one thread at a time. What was read never belongs to two objects: the ETag has to stay the same.
+    For one thread at a time. What was read never belongs to two objects: the ETag has to stay the same. A content
+    that is found to be damaged is not taken up: the fault may lie in what was read before.
     """
 
-    def __init__(self, backend: Backend, info: ObjectInfo, offset: int = 0, reader: ObjectReader | None = None) -> None:
+    def __init__(self, backend: Backend, info: ObjectInfo, offset: int, reader: ObjectReader | None = None) -> None:
         """Without a `reader`, which starts at the offset, one is opened when it is needed."""
         self._backend = backend
         self._info = info
@@ -58,7 +59,7 @@ class ResumingReader:
             try:
                 chunk = self._opened().read(n)
             except BackendUnavailable as error:
-                if not resumes_left or self._is_closed:
+                if not resumes_left or self._is_closed or isinstance(error, ContentDamaged):
                     raise
                 logger.debug("Resuming %s at byte %d of %d: %s", self._info.key, self._offset, self._info.size, error)
                 self._reader = None

@@ -13,7 +13,7 @@ from backends.errors import (
     BackendError,
     BucketNotFound,
     EncryptionNotApplied,
-    SettingsError,
+    Misconfigured,
 )
 from storage_provider.media_paths import MEDIA_ROOTS
 from storage_provider.settings import ProviderSettings
@@ -122,6 +122,8 @@ def _advice(settings: ProviderSettings, error: BackendError) -> str:
         return f"There is no bucket {settings.bucket!r} at {where}: create it, or correct `bucket` or `endpoint_url`"
     if isinstance(error, EncryptionNotApplied):
         return f"{where} does not encrypt with `sse_customer_key`, so no media is sent there"
+    if isinstance(error, Misconfigured):
+        return "The settings for the bucket cannot be used"
     if error.code in _OF_THE_REGION:
         return (
             f"{where} expects another region: correct `region_name` (it is `garage` for Garage, where not "
@@ -129,8 +131,8 @@ def _advice(settings: ProviderSettings, error: BackendError) -> str:
         )
     if error.code in _OF_THE_ADDRESS:
         return f"{where} wants the bucket's name before its own: set `addressing_style: virtual`"
-    if isinstance(error.__cause__, SettingsError):
-        return f"The settings for bucket {settings.bucket!r} cannot be used"
+    if isinstance(error, AccessDenied) and error.status is None:
+        return f"There are no credentials for bucket {settings.bucket!r}"
     if isinstance(error, AccessDenied):
         return (
             f"{where} refuses the credentials for bucket {settings.bucket!r}: correct `access_key_id` and "

@@ -10,7 +10,7 @@ import pytest
 
 from backends import BucketSettings, open_backend
 from backends.base import Backend
-from backends.errors import AccessDenied, SettingsError
+from backends.errors import Misconfigured, SettingsError
 from tests.backends.contract import SERVERS, SSE_KEY, BackendContract
 from tests.backends.scripted_server import ScriptedServer, reply
 
@@ -51,7 +51,7 @@ def make() -> Iterator[Callable[..., Backend]]:
 def test_what_botocore_refuses_is_told_with_its_setting(
     make: Callable[..., Backend], settings: dict[str, str], words: str
 ) -> None:
-    with pytest.raises(AccessDenied, match=words) as caught:
+    with pytest.raises(Misconfigured, match=words) as caught:
         make(**settings).check()
     assert isinstance(caught.value.__cause__, SettingsError)
 
@@ -80,7 +80,7 @@ def test_an_endpoint_of_the_environment_is_obeyed(
 def test_an_encryption_key_is_not_sent_in_the_clear_to_an_endpoint_of_the_environment(
     make: Callable[..., Backend], environments_server: ScriptedServer
 ) -> None:
-    with pytest.raises(AccessDenied, match="set allow_insecure_sse: true") as caught:
+    with pytest.raises(Misconfigured, match="set allow_insecure_sse: true") as caught:
         make(sse_customer_key=SSE_KEY).stat("key")
     assert isinstance(caught.value.__cause__, SettingsError)
     assert environments_server.requests == []

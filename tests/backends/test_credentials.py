@@ -15,7 +15,7 @@ import pytest
 from backends import BACKENDS, BucketSettings, open_backend
 from backends.base import Backend
 from backends.credentials import AccessKey, CredentialSource
-from backends.errors import AccessDenied, SettingsError
+from backends.errors import AccessDenied, Misconfigured, SettingsError
 from tests.backends.contract import assert_kept_secret
 from tests.backends.scripted_server import PATIENCE, Behaviour, Request, ScriptedServer, error, from_request, reply
 
@@ -191,7 +191,7 @@ def test_a_file_that_is_gone_is_told_with_its_setting(
     (tmp_path / "secret_access_key").unlink()
     with ScriptedServer([EMPTY_LISTING]) as server:
         backend = make(server, **files.settings)
-        with pytest.raises(AccessDenied, match=r"secret_access_key_path: cannot read .*: No such file") as caught:
+        with pytest.raises(Misconfigured, match=r"secret_access_key_path: cannot read .*: No such file") as caught:
             backend.check()
         assert isinstance(caught.value.__cause__, SettingsError)
         assert server.requests == []
@@ -200,12 +200,39 @@ def test_a_file_that_is_gone_is_told_with_its_setting(
         backend.check()
 
 
+@pytest.mark.parametrize("content", [b"secret-of-\nsomeone-else", b"secret-of-someone-else\xff"])
+def test_a_file_that_holds_no_credential_is_told_with_its_setting(
+    make: Callable[..., Backend], files: Files, tmp_path: Path, content: bytes
+) -> None:
+    (tmp_path / "session_token").write_bytes(content)
+    with ScriptedServer([EMPTY_LISTING]) as server:
+        with pytest.raises(Misconfigured, match=r"session_token_path: what .* holds must be printable") as caught:
+            make(server, **files.settings).check()
+        assert_kept_secret(caught.value, "secret-of-", "someone-else")
+        assert server.requests == []
+
+
+@pytest.mark.parametrize("variable", ["AWS_ACCESS_KEY_ID", "AWS_SESSION_TOKEN"])
+def test_credentials_of_the_environment_that_cannot_be_sent_are_told_as_such(
+    make: Callable[..., Backend], monkeypatch: pytest.MonkeyPatch, tmp_path: Path, variable: str
+) -> None:
+    no_credentials(monkeypatch, tmp_path)
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "key-of-the-environment")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "secret-of-the-environment")
+    monkeypatch.setenv(variable, "begin-of-'a\\secret\nend-of-it\n")
+    with ScriptedServer([EMPTY_LISTING]) as server:
+        with pytest.raises(Misconfigured, match="white space, a line break") as caught:
+            make(server).check()
+        assert_kept_secret(caught.value, "begin-of", "secret", "end-of-it")
+        assert server.requests == []
+
+
 def test_no_credentials_at_all_are_told_with_the_remedy(
     make: Callable[..., Backend], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     no_credentials(monkeypatch, tmp_path)
     with ScriptedServer([EMPTY_LISTING]) as server:
-        with pytest.raises(AccessDenied, match="set access_key_id and secret_access_key"):
+        with pytest.raises(AccessDenied, match="set access_key_id and secret_access_key, or AWS_ACCESS_KEY_ID"):
             make(server).check()
         assert server.requests == []
 

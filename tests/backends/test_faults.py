@@ -8,6 +8,7 @@ import io
 import logging
 import re
 import threading
+import zlib
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
@@ -23,6 +24,7 @@ from backends.errors import (
     BackendError,
     BackendUnavailable,
     BucketNotFound,
+    ContentDamaged,
     EncryptionNotApplied,
     NotSupported,
     ObjectArchived,
@@ -714,6 +716,59 @@ def test_a_reader_at_its_end_has_freed_the_connection(make: Callable[..., Backen
         reader.close()
 
 
+# --- boto3's own checksums ---
+
+
+STRONGER = {"request_checksum_calculation": "when_supported", "response_checksum_validation": "when_supported"}
+
+
+def crc32(content: bytes) -> str:
+    return base64.b64encode(zlib.crc32(content).to_bytes(4, "big")).decode()
+
+
+def with_checksum_of(content: bytes) -> Behaviour:
+    """The answer to a GET of an object that was stored with this content, and has another one by now perhaps."""
+    return stored(CONTENT, x_amz_checksum_crc32=crc32(content), x_amz_checksum_type="FULL_OBJECT")
+
+
+@pytest.mark.parametrize("name", ["boto3"])
+def test_a_checksum_is_sent_where_it_is_asked_for(make: Callable[..., Backend]) -> None:
+    with ScriptedServer([accepted()]) as server:
+        put(make(server))
+        put(make(server, **STRONGER))
+        plain, checked = server.requests
+        assert "x-amz-checksum-crc32" not in plain.headers
+        assert checked.headers["x-amz-checksum-crc32"] == crc32(CONTENT)
+
+
+@pytest.mark.parametrize("name", ["boto3"])
+def test_a_checksum_is_asked_for_where_it_is_to_be_compared(make: Callable[..., Backend]) -> None:
+    with ScriptedServer([with_checksum_of(CONTENT)]) as server:
+        assert get(make(server)) == CONTENT
+        assert get(make(server, **STRONGER)) == CONTENT
+        plain, checked = server.requests
+        assert "x-amz-checksum-mode" not in plain.headers
+        assert checked.headers["x-amz-checksum-mode"] == "ENABLED"
+
+
+@pytest.mark.parametrize("name", ["boto3"])
+@pytest.mark.parametrize("n", [1000, len(CONTENT), 5])
+def test_a_content_with_another_checksum_is_an_error(make: Callable[..., Backend], n: int) -> None:
+    with ScriptedServer([with_checksum_of(b"another")]) as server, make(server, **STRONGER).open("media/key") as reader:
+        told = error_of(lambda: b"".join(iter(lambda: reader.read(n), b"")))
+        assert type(told) is ContentDamaged
+        assert "the content is not the one that was stored: Expected checksum" in str(told)
+
+
+def test_checksums_do_not_keep_a_connection_from_being_used_again(make: Callable[..., Backend]) -> None:
+    with ScriptedServer([with_checksum_of(CONTENT), with_checksum_of(CONTENT), stored(), page()]) as server:
+        backend = make(server, **STRONGER)
+        for _ in range(3):
+            assert get(backend) == CONTENT
+        backend.check()
+        assert server.connections == 1
+
+
 # --- close ---
 
 
@@ -797,9 +852,9 @@ def ours(server: ScriptedServer, size: int) -> Behaviour:
 def test_an_upload_in_parts(make: Callable[..., Backend]) -> None:
     with ScriptedServer(Upload().script()) as server:
         backend = make(server)
-        info = answer_of(lambda: backend.put("media/key", io.BytesIO(CONTENT * 50), 1200, metadata={"a": "b"}))
+        info = answer_of(lambda: backend.put("media/key", io.BytesIO(CONTENT * 50), 1200))
         assert steps(server) == ["create", "part", "complete"]
-        assert (info.size, info.etag, info.metadata) == (1200, "0123-1", {"a": "b"})
+        assert (info.size, info.etag) == (1200, "0123-1")
         assert server.requests[1].headers["x-amz-content-sha256"] == hashlib.sha256(CONTENT * 50).hexdigest()
         assert server.requests[1].body == CONTENT * 50
 
@@ -913,6 +968,62 @@ def test_a_server_that_hangs_after_a_part_failed_holds_up_nothing(make: Callable
         backend = make(server, **HANGING)
         assert type(error_of(lambda: put_parts(backend))) is BackendUnavailable
         assert steps(server) == ["create", "part", "abort"]
+
+
+class Watched(io.BytesIO):
+    """A file that tells of each part that is read of it."""
+
+    def __init__(self, data: bytes, on_read: Callable[[], object]) -> None:
+        super().__init__(data)
+        self._on_read = on_read
+
+    def read(self, size: int | None = -1) -> bytes:
+        self._on_read()
+        return super().read(size)
+
+
+def part_threads() -> set[threading.Thread]:
+    return {thread for thread in threading.enumerate() if thread.name.startswith("s3-part")}
+
+
+def test_close_ends_more_parts_than_there_are_threads(make: Callable[..., Backend]) -> None:
+    part, before = 5 << 20, part_threads()
+    read = threading.Semaphore(0)
+    errors: list[BackendError] = []
+    with ScriptedServer(Upload(part=hang()).script()) as server:
+        backend = make(server, read_timeout=3600, multipart_chunksize=part)
+
+        def upload() -> None:
+            body = Watched(bytes(4 * part), read.release)
+            errors.append(error_of(lambda: backend.put("media/key", body, 4 * part)))
+
+        uploads = [threading.Thread(target=upload, daemon=True) for _ in range(3)]
+        for each in uploads:
+            each.start()
+        for _ in range(12):
+            assert read.acquire(timeout=PATIENCE)
+        server.wait_for(lambda server: steps(server).count("part") == 8)
+        backend.close()
+        for each in uploads:
+            each.join(PATIENCE)
+        assert [type(error) for error in errors] == [BackendUnavailable] * 3
+        assert steps(server).count("part") == 8
+    for thread in part_threads() - before:
+        thread.join(PATIENCE)
+        assert not thread.is_alive()
+
+
+def test_close_between_two_parts_is_told_as_such(make: Callable[..., Backend]) -> None:
+    part, before = 5 << 20, part_threads()
+    with ScriptedServer(Upload().script()) as server:
+        backend = make(server, multipart_chunksize=part)
+        parts = iter([lambda: None, backend.close])
+        body = Watched(bytes(2 * part), lambda: next(parts)())
+        assert "the backend is closed" in str(error_of(lambda: backend.put("media/key", body, 2 * part)))
+        assert "abort" not in steps(server)
+    for thread in part_threads() - before:
+        thread.join(PATIENCE)
+        assert not thread.is_alive()
 
 
 def test_a_part_that_does_not_acknowledge_sse_c_aborts_the_upload(make: Callable[..., Backend]) -> None:
@@ -1068,6 +1179,21 @@ def test_secrets_that_the_server_repeats_are_not_told(make: Callable[..., Backen
         except BackendError as error:
             assert_kept_secret(error)
         assert not any(secret in repr(backend) for secret in SECRETS)
+
+
+def test_an_error_that_is_not_the_servers_tells_no_secret(
+    make: Callable[..., Backend], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with ScriptedServer([page()]) as server:
+        backend = make(server, sse=True)
+
+        def fail(*_: object) -> None:
+            raise KeyError(SECRETS)
+
+        monkeypatch.setattr(backend, "_list_page", fail)
+        with pytest.raises(RuntimeError, match="KeyError") as caught:
+            check(backend)
+        assert_kept_secret(caught.value)
 
 
 def test_failures_of_a_batch_do_not_tell_secrets(make: Callable[..., Backend]) -> None:

@@ -9,30 +9,73 @@ import pytest
 
 from backends.memory import MemoryBudget
 
+PATIENCE = 30
 
-class Waiter:
-    """A thread that asks for memory, and tells when it has it."""
+
+class Waiter(threading.Thread):
+    """A thread that asks for memory, and tells when it waits and when it has it."""
 
     def __init__(self, budget: MemoryBudget, size: int) -> None:
-        self.has_it = threading.Event()
+        super().__init__(daemon=True)
+        self.stops = threading.Semaphore(0)
+        """Once for each time that it begins to wait, and at its end."""
+        self._has_it = False
+        self._budget = budget
+        self._size = size
+        self.start()
 
-        def acquire() -> None:
-            budget.acquire(size)
-            self.has_it.set()
-
-        self._thread = threading.Thread(target=acquire, daemon=True)
-        self._thread.start()
+    def run(self) -> None:
+        self._budget.acquire(self._size)
+        self._has_it = True
+        self.stops.release()
 
     def is_waiting(self) -> bool:
-        return not self.has_it.wait(0.05)
+        """Whether it comes to wait, or does so again, rather than to an end."""
+        assert self.stops.acquire(timeout=PATIENCE)
+        return not self._has_it
 
     def is_served(self) -> bool:
-        self._thread.join(30)
-        return self.has_it.is_set()
+        self.join(PATIENCE)
+        return self._has_it
+
+
+def stops() -> None:
+    thread = threading.current_thread()
+    assert isinstance(thread, Waiter)
+    thread.stops.release()
+
+
+class WatchedLock:
+    """A lock that tells when a `Waiter` has to wait for it."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+
+    def __enter__(self) -> None:
+        if not self._lock.acquire(blocking=False):
+            stops()
+            self._lock.acquire()
+
+    def __exit__(self, *_: object) -> None:
+        self._lock.release()
+
+
+class WatchedCondition(threading.Condition):
+    """A condition that tells when a `Waiter` waits for it, as it has the lock until it does."""
+
+    def wait(self, timeout: float | None = None) -> bool:
+        stops()
+        return super().wait(timeout)
+
+
+def watched_budget(total: int) -> MemoryBudget:
+    budget = MemoryBudget(total)
+    vars(budget).update(_turn=WatchedLock(), _changed=WatchedCondition())
+    return budget
 
 
 def test_who_asks_for_more_than_is_free_waits() -> None:
-    budget = MemoryBudget(10)
+    budget = watched_budget(10)
     budget.acquire(6)
     budget.acquire(4)
     waiter = Waiter(budget, 5)
@@ -44,7 +87,7 @@ def test_who_asks_for_more_than_is_free_waits() -> None:
 
 
 def test_a_small_request_does_not_overtake_a_large_one() -> None:
-    budget = MemoryBudget(10)
+    budget = watched_budget(10)
     budget.acquire(6)
     large = Waiter(budget, 10)
     assert large.is_waiting()
@@ -58,7 +101,7 @@ def test_a_small_request_does_not_overtake_a_large_one() -> None:
 
 
 def test_more_than_all_of_it_is_granted_alone() -> None:
-    budget = MemoryBudget(10)
+    budget = watched_budget(10)
     budget.acquire(1)
     giant = Waiter(budget, 1000)
     assert giant.is_waiting()

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import io
 import threading
-from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 
 import pytest
 
@@ -46,13 +46,16 @@ class Parts:
             raise ConnectionError(f"part {number}")
         return Part(number, f"etag-{number}")
 
+    def sent_by(self, executor: ThreadPoolExecutor) -> Callable[[int, bytes], Future[Part]]:
+        return lambda number, data: executor.submit(self.send, number, data)
+
 
 def test_parts_come_back_in_order_and_hold_everything(executor: ThreadPoolExecutor) -> None:
     parts = Parts()
     parts.go_on.set()
     body = io.BytesIO(b"before" + bytes(range(100)) + b"behind")
     body.seek(6)
-    sent = send_parts(body, 100, 7, send=parts.send, executor=executor, memory=MemoryBudget(1000))
+    sent = send_parts(body, 100, 7, submit=parts.sent_by(executor), memory=MemoryBudget(1000))
     assert sent == [Part(number, f"etag-{number}") for number in range(1, 16)]
     assert b"".join(parts.taken[part.number] for part in sent) == bytes(range(100))
     assert body.read() == b"behind"
@@ -62,7 +65,7 @@ def test_no_more_than_four_parts_of_a_file_are_in_flight(executor: ThreadPoolExe
     parts = Parts()
     body = io.BytesIO(bytes(100))
     done = ThreadPoolExecutor(1)
-    sending = done.submit(send_parts, body, 100, 5, send=parts.send, executor=executor, memory=MemoryBudget(1000))
+    sending = done.submit(send_parts, body, 100, 5, submit=parts.sent_by(executor), memory=MemoryBudget(1000))
     for _ in range(4):
         assert parts.started.acquire(timeout=PATIENCE)
     assert not parts.started.acquire(timeout=0.1)
@@ -78,9 +81,7 @@ def test_parts_of_all_files_together_keep_to_the_budget(executor: ThreadPoolExec
     memory = MemoryBudget(10)
     bodies = [io.BytesIO(bytes(20)) for _ in range(3)]
     done = ThreadPoolExecutor(3)
-    sending = [
-        done.submit(send_parts, body, 20, 5, send=parts.send, executor=executor, memory=memory) for body in bodies
-    ]
+    sending = [done.submit(send_parts, body, 20, 5, submit=parts.sent_by(executor), memory=memory) for body in bodies]
     for _ in range(2):
         assert parts.started.acquire(timeout=PATIENCE)
     assert not parts.started.acquire(timeout=0.1)
@@ -98,7 +99,7 @@ def test_the_first_error_ends_it_when_nothing_is_in_flight(executor: ThreadPoolE
     parts.go_on.set()
     memory = MemoryBudget(20)
     with pytest.raises(ConnectionError, match="part 1"):
-        send_parts(io.BytesIO(bytes(1000)), 1000, 5, send=parts.send, executor=executor, memory=memory)
+        send_parts(io.BytesIO(bytes(1000)), 1000, 5, submit=parts.sent_by(executor), memory=memory)
     assert parts.in_flight == 0
     assert len(parts.taken) < 200
     # Everything has been given back.
@@ -110,7 +111,7 @@ def test_a_body_that_ends_early_ends_it_too(executor: ThreadPoolExecutor) -> Non
     parts.go_on.set()
     memory = MemoryBudget(20)
     with pytest.raises(ValueError, match="3 bytes early"):
-        send_parts(io.BytesIO(bytes(12)), 15, 5, send=parts.send, executor=executor, memory=memory)
+        send_parts(io.BytesIO(bytes(12)), 15, 5, submit=parts.sent_by(executor), memory=memory)
     assert parts.in_flight == 0
     memory.acquire(20)
 

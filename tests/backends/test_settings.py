@@ -12,6 +12,7 @@ from backends import BucketSettings
 from backends.errors import SettingsError
 
 KEYS = {"access_key_id": "key-of-someone", "secret_access_key": "secret-of-someone"}
+NUMBERS = ["max_pool_connections", "connect_timeout", "read_timeout", "max_attempts"]
 SSE_KEY = "0123456789abcdef0123456789ABCDEF"
 
 
@@ -68,6 +69,13 @@ def test_a_bucket_is_all_that_is_needed() -> None:
         ),
         ({"endpoint_url": "https://example.com/?a=b"}, "endpoint_url", "must not hold credentials, a query"),
         ({"endpoint_url": "https://example.com/#a"}, "endpoint_url", "or a fragment"),
+        (
+            {"endpoint_url": "https://example.com/s3", "backend": "minio"},
+            "endpoint_url",
+            "with a path; set backend: boto3",
+        ),
+        ({"region_name": "eu west/7"}, "region_name", "must be the name of a region, such as eu-central-1"),
+        ({"region_name": "-eu"}, "region_name", "must be the name of a region"),
         ({"access_key_id": "key-of-someone"}, "secret_access_key", "go together; this one is missing"),
         ({"secret_access_key": "secret-of-someone"}, "access_key_id", "go together; this one is missing"),
         ({"secret_access_key_path": "/a"}, "access_key_id", "go together; this one is missing"),
@@ -92,6 +100,14 @@ def test_a_bucket_is_all_that_is_needed() -> None:
         ({"storage_class": "GLACIER"}, "storage_class", "GLACIER cannot be read at once"),
         ({"storage_class": "deep_archive"}, "storage_class", "use GLACIER_IR or another class"),
         ({"storage_class": "two words"}, "storage_class", "must be the name of a storage class"),
+        (
+            {"access_key_id": True, "secret_access_key": "a"},
+            "access_key_id",
+            "must be a string; put the value in quotes",
+        ),
+        ({"region_name": 1.5}, "region_name", "must be a string; put the value in quotes"),
+        ({"access_key_id": "", "secret_access_key": "a"}, "access_key_id", "go together; this one is missing"),
+        *(({name: True}, name, "must be a number") for name in NUMBERS),
         ({"max_pool_connections": 0}, "max_pool_connections", "greater than or equal to 1"),
         ({"max_pool_connections": "many"}, "max_pool_connections", "integer"),
         ({"connect_timeout": 0}, "connect_timeout", "greater than 0"),
@@ -155,6 +171,18 @@ def test_a_null_counts_as_left_out() -> None:
     assert parse(prefix=None, endpoint_url=None, storage_class=None) == parse()
 
 
+@pytest.mark.parametrize("name", ["endpoint_url", "region_name", "access_key_id", "secret_access_key", "session_token"])
+def test_an_empty_string_counts_as_left_out(name: str) -> None:
+    assert parse(**{name: ""}) == parse()
+
+
+def test_numbers_that_need_no_quotes() -> None:
+    settings = parse(region_name=1, access_key_id=1234567890, secret_access_key="secret-of-someone")
+    assert settings.region_name == "1"
+    assert settings.access_key_id is not None
+    assert settings.access_key_id.get_secret_value() == "1234567890"
+
+
 @pytest.mark.parametrize(
     ("size", "number"),
     [(5 << 20, 5 << 20), ("5M", 5 << 20), ("6m", 6 << 20), ("5120K", 5 << 20), ("5MB", 5 << 20), (" 7 M ", 7 << 20)],
@@ -211,6 +239,26 @@ def test_verify_is_a_switch_or_a_file(verify: object, meaning: object) -> None:
 @pytest.mark.parametrize("name", ["STANDARD", "STANDARD_IA", "GLACIER_IR", "INTELLIGENT_TIERING", "my-class.1"])
 def test_any_storage_class_that_can_be_read(name: str) -> None:
     assert parse(storage_class=name).storage_class == name
+
+
+CREDENTIALS = ["access_key_id", "secret_access_key", "session_token"]
+
+
+@pytest.mark.parametrize("name", CREDENTIALS)
+def test_white_space_around_a_credential_is_dropped(name: str) -> None:
+    """As at the end of a YAML block, or of a Kubernetes secret."""
+    credential = getattr(parse(**{**KEYS, name: " key-of-someone\n"}), name)
+    assert credential.get_secret_value() == "key-of-someone"
+
+
+@pytest.mark.parametrize("name", CREDENTIALS)
+@pytest.mark.parametrize("inside", ["\n", " ", "\t", "\x00", "\x7f", "\u00e9", "\u2603"])
+def test_a_credential_that_cannot_be_sent_is_refused_and_not_shown(name: str, inside: str) -> None:
+    error = complaint(**{**KEYS, name: f"secret-of-{inside}someone-else"})
+    assert error.path == (name,)
+    assert "no white space or line break" in error.reason
+    assert "secret-of-" not in repr(error)
+    assert "someone-else" not in repr(error)
 
 
 # --- keys of encryption ---

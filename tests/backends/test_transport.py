@@ -7,15 +7,18 @@ import io
 import socket
 import ssl
 import threading
+import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+import urllib3
+from urllib3.exceptions import InsecureRequestWarning
 
 from backends import BACKENDS, BucketSettings, open_backend
 from backends.base import Backend
-from backends.errors import AccessDenied, BackendUnavailable
+from backends.errors import BackendUnavailable, Misconfigured
 from backends.transport import _DeadlineConnection, environment_proxy
 from tests.backends.contract import assert_kept_secret
 from tests.backends.scripted_server import Behaviour, Exchange, ScriptedServer, reply, tunnel
@@ -99,6 +102,24 @@ def test_region_outside_aws_is_the_configured_one_or_that_of_the_environment(
     # Credential=access key/date/region/service/aws4_request
     scopes = [request.headers["Authorization"].partition(",")[0].split("/") for request in server.requests]
     assert [scope[2] for scope in scopes] == [region, region]
+
+
+@pytest.mark.parametrize("variable", ["AWS_REGION", "AWS_DEFAULT_REGION"])
+def test_a_region_of_the_environment_that_is_none_is_told_as_such(
+    make: Callable[..., Backend], monkeypatch: pytest.MonkeyPatch, variable: str
+) -> None:
+    monkeypatch.setenv(variable, "eu west/7")
+    with ScriptedServer([EMPTY_LISTING]) as server:
+        with pytest.raises(Misconfigured, match=f"{variable}: 'eu west/7' is not the name of a region"):
+            make(server.endpoint).check()
+        assert server.requests == []
+
+
+def test_a_region_that_boto3_does_not_take_is_told_as_such() -> None:
+    settings = {"bucket": "media", "backend": "boto3", "region_name": "eu_west", "endpoint_url": "http://127.0.0.1:1"}
+    keys = {"access_key_id": "key-of-someone", "secret_access_key": "secret-of-someone"}
+    with pytest.raises(Misconfigured, match=r"region_name: .*'eu_west'"):
+        open_backend(BucketSettings.parse(settings | keys)).check()
 
 
 # --- proxies ---
@@ -250,10 +271,24 @@ def test_the_environment_names_a_private_ca(
         make(server.endpoint).check()
 
 
-@pytest.mark.filterwarnings("ignore::urllib3.exceptions.InsecureRequestWarning")
-def test_verify_false_takes_any_certificate(make: Callable[..., Backend], tls: ssl.SSLContext) -> None:
+def test_verify_false_takes_any_certificate_without_a_warning_for_each_request(
+    make: Callable[..., Backend], tls: ssl.SSLContext, recwarn: pytest.WarningsRecorder
+) -> None:
+    warnings.simplefilter("always")
     with ScriptedServer([EMPTY_LISTING], tls=tls) as server:
-        make(server.endpoint, verify=False).check()
+        backend = make(server.endpoint, verify=False)
+        backend.check()
+        backend.check()
+    assert [warning for warning in recwarn if issubclass(warning.category, InsecureRequestWarning)] == []
+
+
+def test_the_warnings_of_others_about_certificates_stay(tls: ssl.SSLContext) -> None:
+    with (
+        ScriptedServer([EMPTY_LISTING], tls=tls) as server,
+        urllib3.PoolManager(cert_reqs="CERT_NONE") as others,
+        pytest.warns(InsecureRequestWarning),
+    ):
+        others.request("GET", server.endpoint)
 
 
 def test_a_certificate_for_another_host_is_refused(
@@ -279,11 +314,11 @@ def test_an_unusable_ca_file_is_told_with_its_setting(
     path = tmp_path / "ca.pem"
     if content is not None:
         path.write_text(content)
-    with pytest.raises(AccessDenied, match=r"verify: cannot use .*ca\.pem as CA file") as caught:
+    with pytest.raises(Misconfigured, match=r"verify: cannot use .*ca\.pem as CA file") as caught:
         make("https://127.0.0.1:1", verify=str(path)).check()
     assert not caught.value.retryable
     monkeypatch.setenv("AWS_CA_BUNDLE", str(path))
-    with pytest.raises(AccessDenied, match=r"AWS_CA_BUNDLE: cannot use .*ca\.pem as CA file"):
+    with pytest.raises(Misconfigured, match=r"AWS_CA_BUNDLE: cannot use .*ca\.pem as CA file"):
         make("https://127.0.0.1:1").check()
 
 

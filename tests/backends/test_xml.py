@@ -84,7 +84,7 @@ def test_an_error_as_aws_sends_it() -> None:
         b'<?xml version="1.0" encoding="UTF-8"?>\n<Error><Code>NoSuchKey</Code><Message>It &lt;is&gt; gone.</Message>'
         b"<Key>a b</Key><RequestId>1</RequestId><Details><Code>Other</Code></Details></Error>"
     )
-    assert parse_error(body) == ErrorReply("NoSuchKey", "It <is> gone.", "a b")
+    assert parse_error(body) == ErrorReply("NoSuchKey", "It <is> gone.")
 
 
 @pytest.mark.parametrize(

@@ -329,6 +329,15 @@ def test_configuration_that_cannot_be_used_is_2(site: MediaSite) -> None:
         assert name in refused.err and said in refused.err and refused.err.count("\n") == 1
 
 
+@QUICKLY
+def test_file_of_a_setting_that_cannot_be_used_is_2(site: MediaSite) -> None:
+    site.add_some(6)
+    site.update()
+    refused = site.upload("--sse-customer-key-path", "no/such/key", status=2)
+    assert "wrong setting: sse_customer_key_path: cannot read no/such/key: No such file" in refused.err
+    assert refused.err.count("\n") == 1
+
+
 # --- configured from homeserver.yaml ---
 
 

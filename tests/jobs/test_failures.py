@@ -7,7 +7,14 @@ from typing import Any
 import pytest
 
 from backends.base import Backend
-from backends.errors import AccessDenied, BackendError, BackendUnavailable, ObjectNotFound, RequestRejected
+from backends.errors import (
+    AccessDenied,
+    BackendError,
+    BackendUnavailable,
+    Misconfigured,
+    ObjectNotFound,
+    RequestRejected,
+)
 from storage_provider.failures import BucketFails, Failures
 from tests.jobs.memory_backend import MemoryBackend
 
@@ -17,7 +24,7 @@ def count(failures: Failures, error: BackendError, times: int, backend: Backend 
         failures.count(error, backend or MemoryBackend())
 
 
-@pytest.mark.parametrize("kind", [BackendUnavailable, AccessDenied])
+@pytest.mark.parametrize("kind", [BackendUnavailable, AccessDenied, Misconfigured])
 def test_bucket_is_given_up_after_failures_in_a_row(kind: type[BackendError]) -> None:
     failures = Failures()
     error = kind("so it is", operation="put", key="k")

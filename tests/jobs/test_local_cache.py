@@ -14,7 +14,7 @@ import pytest
 
 from backends import open_backend
 from backends.base import Backend, ObjectInfo, ObjectReader
-from backends.errors import AccessDenied, BackendUnavailable, ObjectArchived
+from backends.errors import AccessDenied, BackendError, BackendUnavailable, Misconfigured, ObjectArchived
 from backends.settings import BucketSettings
 from storage_provider import cache_restore
 from storage_provider.failures import BucketFails, Stopped
@@ -829,7 +829,10 @@ def test_without_permission_to_list_the_rest_goes_on(site: CacheSite) -> None:
 
 @on_sqlite
 @pytest.mark.parametrize("operation", ["open", "stat", "list"])
-def test_bucket_that_is_away_ends_the_pass_and_the_next_one_goes_on(site: CacheSite, operation: str) -> None:
+@pytest.mark.parametrize("kind", [BackendUnavailable, Misconfigured])
+def test_bucket_that_is_away_ends_the_pass_and_the_next_one_goes_on(
+    site: CacheSite, kind: type[BackendError], operation: str
+) -> None:
     before = fill(site, 40)
     wipe(site)
     site.store.set_offloaded_before(0)
@@ -837,11 +840,11 @@ def test_bucket_that_is_away_ends_the_pass_and_the_next_one_goes_on(site: CacheS
 
     def fail(name: str, key: str) -> None:
         if name == operation:
-            raise BackendUnavailable("away", operation=name, key=key)
+            raise kind("away", operation=name, key=key)
 
     cache = site.cache(local_cache={"max_age": "8d"})
     bucket(site).before = fail
-    with pytest.raises((BackendUnavailable, BucketFails)):
+    with pytest.raises((kind, BucketFails)):
         cache.run_pass()
     if operation == "stat":
         assert set(site.files()) == old

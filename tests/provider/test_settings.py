@@ -59,6 +59,8 @@ def test_what_is_no_mapping_is_refused(values: Any) -> None:
         ("2w", 14 * DAY),
         ("1y", 365 * DAY),
         (" 7 d ", 7 * DAY),
+        (300.5, 301),
+        (0.5, 1),
     ],
 )
 def test_a_duration_is_written_as_synapse_writes_it(text: Any, seconds: int) -> None:
@@ -66,7 +68,9 @@ def test_a_duration_is_written_as_synapse_writes_it(text: Any, seconds: int) -> 
     assert parse(auto_restore_monitor_interval=text).auto_restore_monitor_interval == seconds
 
 
-@pytest.mark.parametrize("text", ["", "d", "7 days", "-7d", "1.5h", "7M", True, [], 0, "0"])
+@pytest.mark.parametrize(
+    "text", ["", "d", "7 days", "-7d", "1.5h", "7M", True, [], 0, "0", 0.0, -0.5, float("nan"), float("inf")]
+)
 def test_what_is_no_duration_is_refused(text: Any) -> None:
     assert refusal(auto_restore_monitor_interval=text).path == ("auto_restore_monitor_interval",)
 
@@ -111,11 +115,18 @@ def test_free_space_may_be_a_share_of_the_disk(text: str) -> None:
         ("min_free_space", "-1"),
         ("min_free_space", -1),
         ("min_free_space", "1.5%"),
+        ("min_free_space", "\u00b2%"),
+        ("min_free_space", 1.5),
+        ("min_free_space", True),
+        ("min_free_space", False),
         ("read_through", "yes"),
     ],
 )
 def test_a_wrong_value_in_the_local_cache_is_refused_with_its_path(name: str, value: Any) -> None:
-    assert refusal(local_cache={name: value}).path == ("local_cache", name)
+    error = refusal(local_cache={name: value})
+    assert error.path == ("local_cache", name)
+    if name == "min_free_space":
+        assert error.reason == "must be a size such as 20G, or a share of the disk such as 10%"
 
 
 @pytest.mark.parametrize("age", ["6m", "59m", 3599])
@@ -155,14 +166,25 @@ def test_other_words_for_the_check_are_refused(value: Any) -> None:
     [
         ("threadpool_size", 0),
         ("threadpool_size", 1001),
-        ("auto_restore", "yes"),
+        ("auto_restore", "perhaps"),
+        ("auto_restore", 2),
+        ("auto_restore", ""),
+        ("threadpool_size", True),
+        ("auto_restore_batch_size", True),
         ("auto_restore_batch_size", 0),
         ("delete_from_bucket", 1),
-        ("auto_restore_startup", "true"),
+        ("auto_restore_startup", "perhaps"),
+        ("raw_prefix", "true"),
     ],
 )
 def test_a_wrong_value_is_refused_with_its_path(name: str, value: Any) -> None:
     assert refusal(**{name: value}).path == (name,)
+
+
+@pytest.mark.parametrize("name", ["auto_restore", "auto_restore_startup"])
+def test_a_switch_that_older_versions_had_is_written_as_they_took_it(name: str) -> None:
+    assert all(getattr(parse(**{name: value}), name) is True for value in ("true", "Yes", "ON", "1", 1))
+    assert all(getattr(parse(**{name: value}), name) is False for value in ("false", "No", "OFF", "0", 0))
 
 
 def test_arguments_of_boto3_are_taken_over() -> None:

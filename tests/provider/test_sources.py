@@ -9,7 +9,7 @@ import pytest
 from twisted.internet.defer import Deferred, ensureDeferred, succeed
 
 from backends.base import ObjectInfo, ObjectReader
-from backends.errors import BackendUnavailable, PreconditionFailed
+from backends.errors import BackendUnavailable, ContentDamaged, PreconditionFailed
 from storage_provider.sources import CHUNK_BYTES, BucketSource, ResumingReader
 
 CONTENT = b"".join(bytes([number]) * CHUNK_BYTES for number in range(4)) + b"rest"
@@ -26,6 +26,7 @@ class Reader(ObjectReader):
     def __init__(self, offset: int, breaks_at: int | None) -> None:
         self.info = INFO
         self.closed = 0
+        self.error = broken()
         self._offset = offset
         self._breaks_at = breaks_at
 
@@ -34,7 +35,7 @@ class Reader(ObjectReader):
         chunk = CONTENT[self._offset : self._offset + n]
         if self._breaks_at is not None and self._offset + len(chunk) > self._breaks_at:
             self.close()
-            raise broken()
+            raise self.error
         self._offset += len(chunk)
         return chunk
 
@@ -133,6 +134,16 @@ def test_an_object_that_has_been_replaced_is_given_up_at_once() -> None:
     with pytest.raises(PreconditionFailed):
         now(read(source))
     assert len(bucket.opened) == 2
+
+
+def test_a_content_that_is_damaged_is_given_up_at_once() -> None:
+    bucket = Bucket(CHUNK_BYTES + 1)
+    source = make(bucket)
+    now(read(source))
+    bucket.readers[0].error = ContentDamaged("it has another checksum", operation="open", key="key")
+    with pytest.raises(ContentDamaged):
+        now(read(source))
+    assert len(bucket.opened) == 1
 
 
 def test_what_is_read_from_an_offset_on_is_opened_when_it_is_needed() -> None:

@@ -312,8 +312,15 @@ def test_one_line_tells_what_is_switched_on_and_none_tells_of_single_files(open_
     assert " INFO " in lines[0]
     for word in (repr(site.bucket), site.proxy.url, "minio", "prefix 'media/'", "no SSE-C"):
         assert word in lines[0]
+    assert "certificate" not in lines[0]
     assert site.server.secret_key not in lines[0]
     assert site.server.access_key not in lines[0]
+
+
+def test_the_line_tells_that_the_certificate_is_not_checked(open_site: OpenSite) -> None:
+    https = {"endpoint_url": "https://127.0.0.1:1", "verify": False, "check_on_startup": "off"}
+    site = open_site("minio", storage=https)
+    assert " INFO " in site.wait_for_log("Media storage: bucket .*certificate not checked")
 
 
 # --- the end ---

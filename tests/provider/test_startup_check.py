@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -14,6 +15,7 @@ from storage_provider.media_paths import MEDIA_ROOTS
 from storage_provider.settings import ProviderSettings
 from storage_provider.startup_check import Problem, find_problem
 from tests.backends.scripted_server import Behaviour, Request, ScriptedServer, error, from_request, reply
+from tests.backends.test_credentials import no_credentials
 from tests.jobs.memory_backend import MemoryBackend
 from tests.servers import S3Server, make_client
 from tests.servers.process import free_port
@@ -128,12 +130,32 @@ def test_who_may_not_list_is_served_and_who_has_no_credentials_yet_is_not(
     assert problem.may_hide_media is is_open
 
 
-def test_credentials_that_cannot_be_read(check: Check) -> None:
-    nowhere = {"access_key_id": None, "secret_access_key": None}
-    paths = {"access_key_id_path": "/no/such/file", "secret_access_key_path": "/no/such/file"}
-    problem = check(**nowhere, **paths)
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"access_key_id": None, "access_key_id_path": "/no/such/file"},
+        {"sse_customer_key_path": "/no/such/file", "allow_insecure_sse": True},
+        {"endpoint_url": "https://127.0.0.1:1", "verify": "/no/such/file"},
+    ],
+    ids=["credentials", "encryption key", "CA file"],
+)
+def test_a_file_that_cannot_be_read_is_no_fault_of_the_credentials(check: Check, wrong: dict[str, Any]) -> None:
+    problem = check(**wrong)
     assert problem is not None
-    assert "/no/such/file" in problem.text
+    assert "/no/such/file: No such file" in problem.text or "/no/such/file as CA file: No such file" in problem.text
+    assert "correct `access_key_id`" not in problem.text
+    assert "refuses" not in problem.text
+
+
+def test_no_credentials_at_all_are_not_said_to_be_refused(
+    check: Check, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    no_credentials(monkeypatch, tmp_path)
+    problem = check(access_key_id=None, secret_access_key=None)
+    assert problem is not None
+    assert "There are no credentials for bucket" in problem.text
+    assert "set access_key_id and secret_access_key" in problem.text
+    assert "refuses" not in problem.text
 
 
 @pytest.mark.parametrize("backend", ["minio", "boto3"])
