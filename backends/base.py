@@ -19,8 +19,8 @@ SSE-C and the storage class come from the settings and go on every request that 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
 from datetime import datetime
 from types import TracebackType
 from typing import BinaryIO
@@ -41,6 +41,8 @@ class ObjectInfo:
     """In UTC; None after `put`, whose answer does not tell it."""
     storage_class: str = "STANDARD"
     """STANDARD where the server names none. MinIO lists every object as STANDARD, whatever it is."""
+    metadata: Mapping[str, str] = field(default_factory=dict)
+    """The user's metadata, names in lower case; empty in listings, which do not carry it."""
     archive_status: str = ""
     """Where an object of the class INTELLIGENT_TIERING has sunk so deep that it cannot be read; empty in listings."""
 
@@ -105,15 +107,23 @@ class Backend(ABC):
         """
 
     @abstractmethod
-    def put(self, key: str, body: BinaryIO, size: int) -> ObjectInfo:
+    def put(
+        self,
+        key: str,
+        body: BinaryIO,
+        size: int,
+        *,
+        content_type: str | None = None,
+        metadata: Mapping[str, str] | None = None,
+    ) -> ObjectInfo:
         """Store the next `size` bytes of `body` under `key`, replacing what was there.
 
         One request up to `multipart_threshold` bytes, parts beyond, each with a checksum that the
-        server verifies: a Content-MD5 over TLS, the signed SHA-256 without. When it raises, the
-        key holds the old object or the new one, whole, never a part: a failed multipart upload is
-        aborted, and a HEAD settles what a lost reply to its completion, or an answer without an
-        ETag, leaves open. A `body` that ends early is a `ValueError`, and its own `OSError`s come
-        out as they are; nothing is stored then.
+        server verifies: a Content-MD5 over TLS, the signed SHA-256 without. Names and values of
+        `metadata` are ASCII. When it raises, the key holds the old object or the new one, whole,
+        never a part: a failed multipart upload is aborted, and a HEAD settles what a lost reply to
+        its completion, or an answer without an ETag, leaves open. A `body` that ends early is a
+        `ValueError`, and its own `OSError`s come out as they are; nothing is stored then.
 
         With SSE-C, `check_encryption` runs before the first object is sent, and an answer that does
         not acknowledge the encryption is an `EncryptionNotApplied`.

@@ -103,13 +103,15 @@ class Boto3Backend(S3Backend["S3Client"]):
         raw = _KeptBody(response.data) if kept else response
         return AWSResponse(request.url, response.status, response.headers, raw)  # type: ignore[arg-type]
 
-    def _put_object(self, client: S3Client, name: str, body: bytes) -> Headers:
+    def _put_object(
+        self, client: S3Client, name: str, body: bytes, content_type: str | None, metadata: Mapping[str, str]
+    ) -> Headers:
         reply: Any = client.put_object(
             Bucket=self._settings.bucket,
             Key=name,
             Body=body,
             **self._checksum(body),
-            **self._new_object(),
+            **self._new_object(content_type, metadata),
         )
         return lowered(reply["Headers"])
 
@@ -149,9 +151,11 @@ class Boto3Backend(S3Backend["S3Client"]):
         errors = reply.get("Errors", [])
         return [(error.get("Key", ""), error.get("Code", ""), error.get("Message", "")) for error in errors]
 
-    def _create_multipart_upload(self, client: S3Client, name: str, metadata: Mapping[str, str]) -> str:
+    def _create_multipart_upload(
+        self, client: S3Client, name: str, content_type: str | None, metadata: Mapping[str, str]
+    ) -> str:
         reply = client.create_multipart_upload(
-            Bucket=self._settings.bucket, Key=name, Metadata=dict(metadata), **self._new_object()
+            Bucket=self._settings.bucket, Key=name, **self._new_object(content_type, metadata)
         )
         return reply["UploadId"]
 
@@ -183,8 +187,12 @@ class Boto3Backend(S3Backend["S3Client"]):
     def _checksum(self, body: bytes) -> dict[str, Any]:
         return {} if self._signs_bodies else {"ContentMD5": content_md5(body)}
 
-    def _new_object(self) -> dict[str, Any]:
+    def _new_object(self, content_type: str | None, metadata: Mapping[str, str]) -> dict[str, Any]:
         options = self._sse(True)
+        if metadata:
+            options["Metadata"] = dict(metadata)
+        if content_type is not None:
+            options["ContentType"] = content_type
         if self._settings.storage_class is not None:
             options["StorageClass"] = self._settings.storage_class
         return options

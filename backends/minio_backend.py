@@ -56,8 +56,10 @@ class MinioBackend(S3Backend[Minio]):
         # minio-py's providers raise plain ValueErrors.
         return isinstance(error, ValueError)
 
-    def _put_object(self, client: Minio, name: str, body: bytes) -> Headers:
-        headers = self._new_object() | self._checksum(body)
+    def _put_object(
+        self, client: Minio, name: str, body: bytes, content_type: str | None, metadata: Mapping[str, str]
+    ) -> Headers:
+        headers = self._new_object(content_type, metadata) | self._checksum(body)
         return self._send(client, "PUT", name, headers, body=body)
 
     def _get_object(
@@ -84,8 +86,10 @@ class MinioBackend(S3Backend[Minio]):
         result = client._delete_objects(self._settings.bucket, [DeleteObject(name) for name in names], quiet=True)
         return [(error.name or "", error.code or "", error.message or "") for error in result.error_list]
 
-    def _create_multipart_upload(self, client: Minio, name: str, metadata: Mapping[str, str]) -> str:
-        headers = self._new_object() | {f"x-amz-meta-{each}": value for each, value in metadata.items()}
+    def _create_multipart_upload(
+        self, client: Minio, name: str, content_type: str | None, metadata: Mapping[str, str]
+    ) -> str:
+        headers = self._new_object(content_type, metadata)
         return client._create_multipart_upload(self._settings.bucket, name, {**headers})
 
     def _upload_part(self, client: Minio, name: str, upload_id: str, number: int, body: bytes) -> Headers:
@@ -125,8 +129,11 @@ class MinioBackend(S3Backend[Minio]):
     def _checksum(self, body: bytes) -> dict[str, str]:
         return {} if self._signs_bodies else {"Content-MD5": content_md5(body)}
 
-    def _new_object(self) -> dict[str, str]:
+    def _new_object(self, content_type: str | None, metadata: Mapping[str, str]) -> dict[str, str]:
         headers = self._sse(True)
+        headers |= {f"x-amz-meta-{name}": value for name, value in metadata.items()}
+        if content_type is not None:
+            headers["Content-Type"] = content_type
         if self._settings.storage_class is not None:
             headers["x-amz-storage-class"] = self._settings.storage_class
         return headers

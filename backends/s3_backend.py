@@ -121,7 +121,9 @@ class S3Backend(Backend, Generic[Client]):
         """Whether the SDK found no usable credentials, so that nothing was sent."""
 
     @abstractmethod
-    def _put_object(self, client: Client, name: str, body: bytes) -> Headers: ...
+    def _put_object(
+        self, client: Client, name: str, body: bytes, content_type: str | None, metadata: Mapping[str, str]
+    ) -> Headers: ...
 
     @abstractmethod
     def _get_object(
@@ -143,7 +145,9 @@ class S3Backend(Backend, Generic[Client]):
         """Delete a batch; returns name, code and message of those that were not deleted."""
 
     @abstractmethod
-    def _create_multipart_upload(self, client: Client, name: str, metadata: Mapping[str, str]) -> str: ...
+    def _create_multipart_upload(
+        self, client: Client, name: str, content_type: str | None, metadata: Mapping[str, str]
+    ) -> str: ...
 
     @abstractmethod
     def _upload_part(self, client: Client, name: str, upload_id: str, number: int, body: bytes) -> Headers: ...
@@ -182,13 +186,22 @@ class S3Backend(Backend, Generic[Client]):
             raise
         proof.set_result(None)
 
-    def put(self, key: str, body: BinaryIO, size: int) -> ObjectInfo:
+    def put(
+        self,
+        key: str,
+        body: BinaryIO,
+        size: int,
+        *,
+        content_type: str | None = None,
+        metadata: Mapping[str, str] | None = None,
+    ) -> ObjectInfo:
         self._name(key)
+        metadata = _checked_metadata(metadata)
         self.check_encryption()
         if size > self._settings.multipart_threshold:
-            return self._put_parts(key, body, size)
+            return self._put_parts(key, body, size, content_type, metadata)
         with self._memory.reserve(size):
-            return self._put_whole(key, read_exactly(body, size))
+            return self._put_whole(key, read_exactly(body, size), content_type, metadata)
 
     def open(self, key: str, *, offset: int = 0, if_match: str | None = None) -> ObjectReader:
         name = self._name(key)
@@ -280,6 +293,11 @@ class S3Backend(Backend, Generic[Client]):
         total = headers.get("content-range", "").rpartition("/")[2] or headers.get("content-length", "")
         if not total.isdigit():
             raise UnreadableReply("the answer does not tell the object's size")
+        metadata = {
+            name[len(_METADATA_HEADER) :]: value
+            for name, value in headers.items()
+            if name.startswith(_METADATA_HEADER) and name != _METADATA_HEADER + _UPLOAD_MARK
+        }
         return ObjectInfo(
             key,
             int(total),
@@ -287,6 +305,7 @@ class S3Backend(Backend, Generic[Client]):
             headers.get("etag", "").removeprefix("W/").strip('"'),
             parsedate_to_datetime(modified) if modified else None,
             headers.get("x-amz-storage-class") or "STANDARD",
+            metadata,
             headers.get("x-amz-archive-status", ""),
         )
 
@@ -324,7 +343,7 @@ class S3Backend(Backend, Generic[Client]):
     def _prove_encryption(self) -> None:
         key = f".encryption-probe-{token_hex(8)}"
         try:
-            self._put_whole(key, token_bytes(64))
+            self._put_whole(key, token_bytes(64), None, {})
             if self._readable_without_key(key):
                 raise EncryptionNotApplied(
                     "the server acknowledged the encryption key, but gives the object out without it",
@@ -377,9 +396,9 @@ class S3Backend(Backend, Generic[Client]):
 
     # --- sending ---
 
-    def _put_whole(self, key: str, data: bytes) -> ObjectInfo:
+    def _put_whole(self, key: str, data: bytes, content_type: str | None, metadata: Mapping[str, str]) -> ObjectInfo:
         name = self._name(key)
-        headers = self._call("put", key, lambda client: self._put_object(client, name, data))
+        headers = self._call("put", key, lambda client: self._put_object(client, name, data, content_type, metadata))
         etag = headers.get("etag", "")
         if not etag:
             # A page that something in front of the bucket puts up comes with status 200 too.
@@ -389,13 +408,16 @@ class S3Backend(Backend, Generic[Client]):
             if found is None or found[0].etag != etag:
                 raise _unsettled(key)
         self._check_acknowledged("put", key, headers)
-        return self._stored(key, len(data), etag)
+        return self._stored(key, len(data), etag, metadata)
 
-    def _put_parts(self, key: str, body: BinaryIO, size: int) -> ObjectInfo:
+    def _put_parts(
+        self, key: str, body: BinaryIO, size: int, content_type: str | None, metadata: Mapping[str, str]
+    ) -> ObjectInfo:
         name = self._name(key)
         mark = token_hex(16)
+        marked = {**metadata, _UPLOAD_MARK: mark}
         upload_id = self._call(
-            "put", key, lambda client: self._create_multipart_upload(client, name, {_UPLOAD_MARK: mark})
+            "put", key, lambda client: self._create_multipart_upload(client, name, content_type, marked)
         )
 
         # A part and the abort after it share the time that the contract promises, and so do the requests at the end.
@@ -429,7 +451,7 @@ class S3Backend(Backend, Generic[Client]):
             except BaseException:
                 self._abort(key, upload_id)
                 raise
-        return self._stored(key, size, etag)
+        return self._stored(key, size, etag, metadata)
 
     def _complete(self, key: str, upload_id: str, parts: Sequence[Part], size: int, mark: str) -> str:
         """Put the parts together; an error may still mean success, which the mark on the object tells."""
@@ -477,8 +499,8 @@ class S3Backend(Backend, Generic[Client]):
                 self._executor = ThreadPoolExecutor(_PART_THREADS, thread_name_prefix="s3-part")
             return self._executor.submit(send)
 
-    def _stored(self, key: str, size: int, etag: str) -> ObjectInfo:
-        return ObjectInfo(key, size, etag.strip('"'), None, self._settings.storage_class or "STANDARD")
+    def _stored(self, key: str, size: int, etag: str, metadata: Mapping[str, str]) -> ObjectInfo:
+        return ObjectInfo(key, size, etag.strip('"'), None, self._settings.storage_class or "STANDARD", dict(metadata))
 
     # --- deleting ---
 
@@ -524,6 +546,14 @@ def _unsettled(key: str) -> BackendUnavailable:
     return BackendUnavailable(
         "unreadable reply: it has no ETag, and what was sent is not found in the bucket", operation="put", key=key
     )
+
+
+def _checked_metadata(metadata: Mapping[str, str] | None) -> dict[str, str]:
+    checked = {name.lower(): value for name, value in (metadata or {}).items()}
+    for text in itertools.chain(checked, checked.values()):
+        if not (text.isascii() and text.isprintable()):
+            raise ValueError("names and values of metadata must be printable ASCII")
+    return checked
 
 
 def _check_match(info: ObjectInfo, if_match: str | None) -> None:

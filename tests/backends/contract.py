@@ -270,7 +270,7 @@ class BackendContract:
     ) -> None:
         info = put(backend, "small", data)
         md5 = hashlib.md5(data).hexdigest()
-        assert info == ObjectInfo("small", len(data), md5, None, "STANDARD")
+        assert info == ObjectInfo("small", len(data), md5, None, "STANDARD", {})
         answer = client.get_object(Bucket=bucket, Key=f"{prefix}/small")
         assert answer["Body"].read() == data
         assert answer["ETag"] == f'"{md5}"'
@@ -330,9 +330,31 @@ class BackendContract:
 
     @pytest.mark.parametrize("data", [SMALL, LARGE], ids=len)
     def test_put_replaces_what_was_there(self, backend: Backend, data: bytes) -> None:
-        put(backend, "key", b"old" * 1000)
+        backend.put("key", io.BytesIO(b"old" * 1000), 3000, content_type="text/old", metadata={"old": "yes"})
         put(backend, "key", data)
         assert read(backend, "key") == data
+        assert backend.stat("key").metadata == {}
+
+    @pytest.mark.parametrize("data", [SMALL, LARGE], ids=len)
+    def test_put_stores_content_type_and_metadata(
+        self, backend: Backend, client: S3Client, bucket: str, prefix: str, data: bytes
+    ) -> None:
+        metadata = {"sha256": "ab12", "File-Name": "a b; c=d, 100%"}
+        lower = {"sha256": "ab12", "file-name": "a b; c=d, 100%"}
+        info = backend.put("key", io.BytesIO(data), len(data), content_type="image/png", metadata=metadata)
+        assert info.metadata == lower
+        assert backend.stat("key").metadata == lower
+        with backend.open("key") as reader:
+            assert reader.info.metadata == lower
+        assert client.head_object(Bucket=bucket, Key=f"{prefix}/key")["ContentType"] == "image/png"
+
+    @pytest.mark.parametrize("metadata", [{"n\u00e4me": "a"}, {"name": "\u00e4"}, {"name": "a\nb: c"}])
+    def test_metadata_that_is_not_ascii_is_a_value_error(
+        self, backend: Backend, stored: Callable[[], list[str]], metadata: dict[str, str]
+    ) -> None:
+        with pytest.raises(ValueError, match="ASCII"):
+            backend.put("key", io.BytesIO(SMALL), len(SMALL), metadata=metadata)
+        assert stored() == []
 
     @pytest.mark.parametrize("data", [SMALL, LARGE], ids=len)
     def test_a_body_that_ends_early_is_a_value_error_and_the_old_object_stays(
@@ -411,7 +433,7 @@ class BackendContract:
     # --- open ---
 
     def test_info_is_known_when_open_returns(self, backend: Backend) -> None:
-        stored = put(backend, "key", SMALL)
+        stored = backend.put("key", io.BytesIO(SMALL), len(SMALL), metadata={"a": "b"})
         with backend.open("key") as reader:
             assert_same_object(reader.info, stored)
             assert_just_now(reader.info.last_modified)
@@ -516,8 +538,8 @@ class BackendContract:
 
     # --- stat ---
 
-    def test_stat_tells_size_etag_and_time(self, backend: Backend) -> None:
-        stored = put(backend, "key", SMALL)
+    def test_stat_tells_size_etag_time_and_metadata(self, backend: Backend) -> None:
+        stored = backend.put("key", io.BytesIO(SMALL), len(SMALL), metadata={"a": "b"})
         info = backend.stat("key")
         assert_same_object(info, stored)
         assert_just_now(info.last_modified)
@@ -802,9 +824,11 @@ class BackendContract:
         key = "a b/c+d/\U0001f600"
         for name in BACKENDS:
             other = make(backend=name)
-            stored = put(other, key, data)
+            body = io.BytesIO(data)
+            stored = other.put(key, body, len(data), content_type="image/png", metadata={"by": name})
             assert_same_object(backend.stat(key), stored)
             assert read(backend, key) == data
+            assert backend.stat(key).metadata == {"by": name}
             (listed,) = backend.list()
             assert (listed.key, listed.size, listed.etag) == (key, len(data), stored.etag)
 
@@ -889,6 +913,7 @@ def read(backend: Backend, key: str) -> bytes:
 
 def assert_same_object(seen: ObjectInfo, stored: ObjectInfo) -> None:
     assert (seen.key, seen.size, seen.etag) == (stored.key, stored.size, stored.etag)
+    assert seen.metadata in (stored.metadata, {})
 
 
 def assert_just_now(moment: datetime | None) -> None:

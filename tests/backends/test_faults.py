@@ -852,9 +852,9 @@ def ours(server: ScriptedServer, size: int) -> Behaviour:
 def test_an_upload_in_parts(make: Callable[..., Backend]) -> None:
     with ScriptedServer(Upload().script()) as server:
         backend = make(server)
-        info = answer_of(lambda: backend.put("media/key", io.BytesIO(CONTENT * 50), 1200))
+        info = answer_of(lambda: backend.put("media/key", io.BytesIO(CONTENT * 50), 1200, metadata={"a": "b"}))
         assert steps(server) == ["create", "part", "complete"]
-        assert (info.size, info.etag) == (1200, "0123-1")
+        assert (info.size, info.etag, info.metadata) == (1200, "0123-1", {"a": "b"})
         assert server.requests[1].headers["x-amz-content-sha256"] == hashlib.sha256(CONTENT * 50).hexdigest()
         assert server.requests[1].body == CONTENT * 50
 

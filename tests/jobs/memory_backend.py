@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import BinaryIO
 
 from backends.base import Backend, DeleteFailure, ObjectInfo, ObjectReader
@@ -29,7 +29,15 @@ class MemoryBackend(Backend):
     def check_encryption(self) -> None:
         self._begin("check_encryption", "")
 
-    def put(self, key: str, body: BinaryIO, size: int) -> ObjectInfo:
+    def put(
+        self,
+        key: str,
+        body: BinaryIO,
+        size: int,
+        *,
+        content_type: str | None = None,
+        metadata: Mapping[str, str] | None = None,
+    ) -> ObjectInfo:
         self._begin("put", key)
         content = body.read(size)
         if len(content) != size:
