@@ -8,7 +8,7 @@ from typing import Literal
 
 import humanize
 
-from storage_provider.settings import LocalCacheSettings
+from storage_provider.settings import LocalCacheSettings, ProviderSettings
 
 Limit = Literal["max_size", "min_free_space", "full disk"]
 """What keeps more media from being restored."""
@@ -110,6 +110,14 @@ class CachePolicy:
 
 def _words(size: int) -> str:
     return humanize.naturalsize(size, binary=True)
+
+
+def bytes_to_leave(settings: ProviderSettings, total: int) -> int:
+    """How many bytes of a disk that has room for `total` are to stay free, by `local_cache.min_free_space`."""
+    wanted = (settings.local_cache or LocalCacheSettings.parse({})).min_free_space
+    if isinstance(wanted, int):
+        return wanted
+    return total * int(wanted.rstrip("%")) // 100
 
 
 @dataclass

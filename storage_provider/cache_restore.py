@@ -12,6 +12,7 @@ from typing import TypeVar
 from storage_provider.cache_pass import CachePass
 from storage_provider.cache_policy import PathMarks, space_of
 from storage_provider.directories import FileState
+from storage_provider.failures import DiskFull
 from storage_provider.media_paths import MEDIA_ROOTS
 from storage_provider.reconcile import ExpectedFile, expected_files
 from storage_provider.temporary_files import TemporaryFile
@@ -26,11 +27,7 @@ _LONGEST_WAIT_SECONDS = 0.1
 _Result = TypeVar("_Result")
 
 
-class DiskIsFull(Exception):
-    """The operating system says so."""
-
-
-class Restore:
+class CacheRestore:
     """Fetches what is missing, as long as there is room."""
 
     def __init__(self, work: CachePass, missing: PathMarks, batch: int) -> None:
@@ -142,12 +139,12 @@ class Restore:
                 return work()
             except OSError as error:
                 if error.errno in (errno.ENOSPC, errno.EDQUOT):
-                    raise DiskIsFull from error
+                    raise DiskFull from error
                 raise
 
         try:
             return self._work.outcome(path, telling_full_disk)
-        except DiskIsFull:
+        except DiskFull:
             self._work.report.limited_by = "full disk"
             self._is_over = True
             return None

@@ -206,6 +206,7 @@ class _Summary:
 def restore(run: Run, database: SynapseDb, since: timedelta | None, origin: str | None) -> int:
     """Fetch what is missing; returns the exit code."""
     from storage_provider import restoring
+    from storage_provider.cache_policy import bytes_to_leave
 
     run.check_bucket()
     used_since = None if since is None else int((time.time() - since.total_seconds()) * 1000)
@@ -219,7 +220,7 @@ def restore(run: Run, database: SynapseDb, since: timedelta | None, origin: str 
         workers=run.workers,
         used_since=used_since,
         origin=origin,
-        min_free=restoring.bytes_to_leave(run.settings, disk_bytes),
+        min_free=bytes_to_leave(run.settings, disk_bytes),
     )
     restored = size = missing = failed = 0
     with run.output.bar(None, "files") as bar:

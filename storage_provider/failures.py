@@ -39,6 +39,10 @@ class Stopped(Exception):
     """The run was asked to end."""
 
 
+class DiskFull(Exception):
+    """There is no room for another file."""
+
+
 class BucketFails(Exception):
     """So much went wrong in a row that going on would fail for every file."""
 

@@ -13,13 +13,12 @@ from storage_provider.cache_db import CachedMedia, Kind
 from storage_provider.cache_eviction import evict
 from storage_provider.cache_healing import DamagedFile, mend_files, mend_objects
 from storage_provider.cache_pass import CachePass, Gate
-from storage_provider.cache_policy import AgeHistogram, CachePolicy, PathMarks, bands, space_of
+from storage_provider.cache_policy import AgeHistogram, CachePolicy, PathMarks, bands, bytes_to_leave, space_of
 from storage_provider.cache_report import PassReport
-from storage_provider.cache_restore import Restore
+from storage_provider.cache_restore import CacheRestore
 from storage_provider.media_paths import MEDIA_ROOTS
 from storage_provider.media_store import MediaStore
 from storage_provider.reconcile import Entry, expected_files, reconcile
-from storage_provider.restoring import bytes_to_leave
 from storage_provider.room import Room
 from storage_provider.settings import ProviderSettings
 from storage_provider.synapse_db import FileRow, SynapseDb
@@ -188,7 +187,7 @@ class LocalCache:
     # --- restore ---
 
     def _restore(self, work: CachePass, scan: _Scan) -> None:
-        restore = Restore(work, scan.missing, self._settings.auto_restore_batch_size)
+        restore = CacheRestore(work, scan.missing, self._settings.auto_restore_batch_size)
         # Eviction may have moved the stamp since the scan: what is older than what it removed stays away too.
         since = self._belongs_since(work)
         for index, (begin, end) in enumerate(scan.bands):

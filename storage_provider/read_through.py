@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 
+from storage_provider.cache_policy import bytes_to_leave
 from storage_provider.known_media import KnownMedia
 from storage_provider.media_store import MediaStore
 from storage_provider.proofs import Fingerprint
-from storage_provider.restoring import bytes_to_leave
 from storage_provider.room import Room
 from storage_provider.settings import ProviderSettings
 

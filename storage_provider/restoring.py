@@ -12,10 +12,9 @@ from dataclasses import dataclass, field
 from backends.base import Backend
 from backends.errors import BackendError, ObjectNotFound
 from storage_provider.bandwidth import Bandwidth
-from storage_provider.failures import Damaged, Failed, Failures, NoLongerWanted, Stopped
+from storage_provider.failures import Damaged, DiskFull, Failed, Failures, NoLongerWanted, Stopped
 from storage_provider.media_paths import UnsafePath, content_path, thumbnail_directory
 from storage_provider.media_store import MediaStore
-from storage_provider.settings import LocalCacheSettings, ProviderSettings
 from storage_provider.synapse_db import StoredMedia, SynapseDb, legacy_names
 from storage_provider.transfers import download
 
@@ -38,10 +37,6 @@ class Missing:
 
 
 Event = Restored | Missing | Failed
-
-
-class DiskFull(Exception):
-    """The space that is to stay free has been reached."""
 
 
 @dataclass(frozen=True)
@@ -182,11 +177,3 @@ def _files(stored: StoredMedia) -> Iterator[_Wanted]:
     for name, length in stored.thumbnail_lengths.items():
         names = (name, legacy[name]) if name in legacy else (name,)
         yield _Wanted(stored, tuple(f"{directory}/{each}" for each in names), length, None, is_content=False)
-
-
-def bytes_to_leave(settings: ProviderSettings, total: int) -> int:
-    """How many bytes of a disk that has room for `total` are to stay free, by `local_cache.min_free_space`."""
-    wanted = (settings.local_cache or LocalCacheSettings.parse({})).min_free_space
-    if isinstance(wanted, int):
-        return wanted
-    return total * int(wanted.rstrip("%")) // 100
