@@ -48,8 +48,7 @@ def find_problem(
     is_prefix_open = has_two_spellings(settings)
     try:
         backend.check()
-        problem = prefix_problem(settings)
-        if problem and (problem.hides_media or not any(_serves_raw_keys(settings, other) for other in others)):
+        if problem := prefix_problem(settings, others):
             return problem
         is_prefix_open = False
         backend.check_encryption()
@@ -64,12 +63,13 @@ def has_two_spellings(settings: ProviderSettings) -> bool:
     return bool(settings.prefix) and not settings.prefix.endswith("/") and not settings.raw_prefix
 
 
-def prefix_problem(settings: ProviderSettings) -> Problem | None:
+def prefix_problem(settings: ProviderSettings, others: Iterable[ProviderSettings] = ()) -> Problem | None:
     """Whether the media in the bucket stands under another spelling of the prefix; None where nothing tells so.
 
     A prefix without a final slash is joined raw by synapse-s3-storage-provider and with a slash by others.
     Where only the raw spelling holds media, every file would seem to be missing, and new ones would
-    be kept apart from the old. Raises `BackendError` where the bucket cannot be listed.
+    be kept apart from the old. Where both do, one of the `others` may serve what these settings do not
+    find. Raises `BackendError` where the bucket cannot be listed.
     """
     if not has_two_spellings(settings):
         return None
@@ -82,6 +82,8 @@ def prefix_problem(settings: ProviderSettings) -> Problem | None:
         return None
     spelling = f"the keys start with {settings.prefix + MEDIA_ROOTS[0]!r}, without a slash after the prefix"
     if _holds_media(settings):
+        if any(_serves_raw_keys(settings, other) for other in others):
+            return None
         return Problem(
             f"Some media in the bucket will not be found: of some of it {spelling}. A second block of this module in "
             "`media_storage_providers`, with `raw_prefix: true` and with `store_local`, `store_remote` and "

@@ -415,6 +415,14 @@ def test_prefix_of_homeserver_yaml_that_hides_the_media_of_the_older_tool_is_2(s
     assert sorted(site.objects()) == [f"media/{path}", f"media{path}"]
     assert "Some media in the bucket will not be found" in site.sync("--delete").err
     assert site.files() == {}
+    # A second provider that serves the other spelling is what the message asks for.
+    settings = site.homeserver_settings(prefix="media")
+    block = settings["media_storage_providers"][0]
+    other = {**block, "config": block["config"] | {"raw_prefix": True}}
+    (site.directory / "homeserver.yaml").write_text(
+        yaml.safe_dump({**settings, "media_storage_providers": [block, other]})
+    )
+    assert site.sync("--provider-index", "0").err == ""
 
 
 @QUICKLY
