@@ -50,8 +50,8 @@ class ListingCursor:
 
     Where the next key lies beyond the page at hand, the listing starts again right before it: that
     costs no more than the following page, and skips what nobody asks for. With `read_ahead` the page
-    after one that answers much is fetched before it is asked for. With `checks_gaps` the first object
-    that each page lacks is asked for itself: where it is there, the listing is none to go by.
+    after one that answers much is fetched before it is asked for. With `checks_gaps` some of the objects
+    that a page lacks are asked for themselves: where one is there, the listing is none to go by.
     """
 
     def __init__(self, backend: Backend, root: str, *, read_ahead: bool = False, checks_gaps: bool = False) -> None:
@@ -59,7 +59,7 @@ class ListingCursor:
         self._root = root
         self._reads_ahead = read_ahead
         self._checks_gaps = checks_gaps
-        self._gap_is_checked = False
+        self._gaps = 0
         self._page: _Page | None = None
         self._place = 0
         self._answers = 0
@@ -87,7 +87,9 @@ class ListingCursor:
         found = objects[self._place] if self._place < len(objects) else None
         if found is not None and found.key == key:
             return found
-        if self._checks_gaps and not self._gap_is_checked:
+        self._gaps += 1
+        # More and more seldom, so that a page of nothing else costs ten requests.
+        if self._checks_gaps and self._gaps.bit_count() == 1:
             self._check_gap(key)
         return None
 
@@ -122,7 +124,6 @@ class ListingCursor:
         (https://github.com/minio/minio/issues/17356). versitygw listed a directory after others that come later in
         byte order, until September 2025 (https://github.com/versity/versitygw/pull/1515): to begin there left it out.
         """
-        self._gap_is_checked = True
         try:
             self._backend.stat(key)
         except (ObjectNotFound, AccessDenied):
@@ -136,8 +137,7 @@ class ListingCursor:
 
     def _open(self, page: _Page) -> _Page:
         self._page = page
-        self._place = self._answers = 0
-        self._gap_is_checked = False
+        self._place = self._answers = self._gaps = 0
         return page
 
     def _fetch(self, after: str) -> _Page:
