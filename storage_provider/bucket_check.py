@@ -17,7 +17,7 @@ from backends.base import Backend
 from backends.errors import AccessDenied
 from storage_provider.settings import ProviderSettings
 from storage_provider.signals import Signal
-from storage_provider.startup_check import Problem, find_problem, has_two_spellings, prefix_problem
+from storage_provider.startup_check import Problem, find_problem, forbids_to_list, has_two_spellings, prefix_problem
 
 logger = logging.getLogger(__name__)
 
@@ -76,7 +76,9 @@ class BucketCheck:
         """
         try:
             problem = prefix_problem(self._settings)
-        except AccessDenied:
+        except AccessDenied as error:
+            if not forbids_to_list(error):
+                raise
             # Without the permission to list nothing is found to be missing either.
             return True
         if problem is None or not problem.hides_media:

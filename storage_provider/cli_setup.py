@@ -16,7 +16,7 @@ import click
 
 from backends import open_backend
 from backends.base import Backend
-from backends.errors import EXPIRED_CREDENTIALS, AccessDenied, BackendError, EncryptionNotApplied, Misconfigured
+from backends.errors import AccessDenied, BackendError, EncryptionNotApplied, Misconfigured
 from backends.selection import choose_backend
 from storage_provider.bandwidth import Bandwidth
 from storage_provider.cache_db import CacheDb
@@ -25,7 +25,7 @@ from storage_provider.errors import ConfigurationError
 from storage_provider.failures import BucketFails
 from storage_provider.media_store import MediaStore
 from storage_provider.settings import ProviderSettings
-from storage_provider.startup_check import explained, prefix_problem
+from storage_provider.startup_check import explained, forbids_to_list, prefix_problem
 
 if TYPE_CHECKING:
     from storage_provider.database import DatabaseArguments
@@ -132,7 +132,7 @@ class Run:
         try:
             self.backend.check()
         except AccessDenied as error:
-            if error.status is None or error.code in EXPIRED_CREDENTIALS:
+            if not forbids_to_list(error):
                 raise
             # Perhaps only listing is refused: then objects are asked for one by one.
             self.output.complain(f"The bucket cannot be listed, which makes this slow: {error.reason}")
@@ -141,12 +141,16 @@ class Run:
 
     def _check_prefix(self) -> None:
         """Raise `ConfigurationError` where the media stands under another spelling of the configured prefix."""
-        with contextlib.suppress(AccessDenied):
+        try:
             problem = prefix_problem(self.settings, () if self.config is None else self.config.providers)
-            if problem is not None and problem.hides_media:
-                raise ConfigurationError(problem.text)
-            if problem is not None:
-                self.output.complain(problem.text)
+        except AccessDenied as error:
+            if not forbids_to_list(error):
+                raise
+            return
+        if problem is not None and problem.hides_media:
+            raise ConfigurationError(problem.text)
+        if problem is not None:
+            self.output.complain(problem.text)
 
 
 def _place(settings: ProviderSettings) -> str:

@@ -54,7 +54,7 @@ def find_problem(
         backend.check_encryption()
     except BackendError as error:
         problem = Problem(explained(settings, error))
-        return _still_open(settings, problem) if is_prefix_open and not _forbids_to_list(error) else problem
+        return _still_open(settings, problem) if is_prefix_open and not forbids_to_list(error) else problem
     return None
 
 
@@ -77,7 +77,9 @@ def prefix_problem(settings: ProviderSettings, others: Iterable[ProviderSettings
     try:
         if not _holds_media(raw):
             return None
-    except AccessDenied:
+    except AccessDenied as error:
+        if not forbids_to_list(error):
+            raise
         # Whoever may list only below the prefix may not list this.
         return None
     spelling = f"the keys start with {settings.prefix + MEDIA_ROOTS[0]!r}, without a slash after the prefix"
@@ -107,14 +109,14 @@ def _serves_raw_keys(settings: ProviderSettings, other: ProviderSettings) -> boo
 
 def _still_open(settings: ProviderSettings, problem: Problem) -> Problem:
     return Problem(
-        f"{problem.text}. Until the bucket tells whether a slash follows `prefix` in its keys, media is neither "
-        f"stored nor fetched; `prefix: {settings.prefix}/` says that one does, `raw_prefix: true` that none does",
+        f"{problem.text}. Until the bucket tells whether a slash follows `prefix` in its keys, no media is "
+        f"stored, and what is not found is answered with an error; `prefix: {settings.prefix}/` says that one does, `raw_prefix: true` that none does",
         may_hide_media=True,
     )
 
 
-def _forbids_to_list(error: BackendError) -> bool:
-    """Whether these credentials will never be told; others, which may come yet, are another matter."""
+def forbids_to_list(error: BackendError) -> bool:
+    """Whether these credentials may not list, and never will; those that are missing or expired may come yet."""
     return isinstance(error, AccessDenied) and error.status is not None and error.code not in EXPIRED_CREDENTIALS
 
 

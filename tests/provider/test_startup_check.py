@@ -14,8 +14,8 @@ from backends.errors import AccessDenied
 from storage_provider.media_paths import MEDIA_ROOTS
 from storage_provider.settings import ProviderSettings
 from storage_provider.startup_check import Problem, find_problem
+from tests.backends.no_credentials import no_credentials
 from tests.backends.scripted_server import Behaviour, Request, ScriptedServer, error, from_request, reply
-from tests.backends.test_credentials import no_credentials
 from tests.jobs.memory_backend import MemoryBackend
 from tests.servers import S3Server, make_client
 from tests.servers.process import free_port
@@ -128,6 +128,21 @@ def test_who_may_not_list_is_served_and_who_has_no_credentials_yet_is_not(
     problem = find_problem(ProviderSettings.parse({"bucket": bucket, "prefix": "media"}), RefusingBucket())
     assert problem is not None
     assert problem.may_hide_media is is_open
+
+
+@pytest.mark.parametrize(
+    ("code", "status", "is_open"),
+    [("AccessDenied", 403, False), (None, 403, False), ("ExpiredToken", 403, True), (None, None, True)],
+)
+def test_credentials_that_are_missing_for_a_moment_do_not_tell_that_the_other_spelling_holds_nothing(
+    bucket: str, monkeypatch: pytest.MonkeyPatch, code: str | None, status: int | None, is_open: bool
+) -> None:
+    def refuse(_settings: ProviderSettings) -> bool:
+        raise AccessDenied("refused", operation="list", code=code, status=status)
+
+    monkeypatch.setattr("storage_provider.startup_check._holds_media", refuse)
+    problem = find_problem(ProviderSettings.parse({"bucket": bucket, "prefix": "media"}), MemoryBackend())
+    assert (problem is not None and problem.may_hide_media) is is_open
 
 
 @pytest.mark.parametrize(
