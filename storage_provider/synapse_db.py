@@ -21,6 +21,8 @@ _MEDIA_AT_A_TIME = 10_000
 
 # A comparison with the disk is over by then. Moving files takes hours, and PostgreSQL vacuums nothing meanwhile.
 _LONGEST_TRANSACTION_SECONDS = 60
+# Or so many times as long as the database has sorted.
+_SORTINGS = 10
 
 _Item = TypeVar("_Item")
 
@@ -176,7 +178,8 @@ class SynapseDb:
     def contents(self, kind: Kind, *, used_since: int = 0, used_before: int | None = None) -> Iterator[FileRow]:
         """The contents of media whose files should exist, in byte order of `content_path`.
 
-        A transaction lasts a minute at most, after which the rest is read as things are then.
+        After a minute, or somewhat more where the database is slow, its transaction ends with the row at hand, and the
+        rest is read as things are then.
         """
         tables = _REMOTE if kind == "remote" else _LOCAL
         condition, arguments = _used_between(tables, used_since, used_before)
@@ -445,8 +448,12 @@ def _resumed(read: Callable[[Row], Iterator[_Item]], place: Callable[[_Item], Ro
     """What is read from the first item on, and after a while anew after the place of the last one."""
     after: Row = ()
     while True:
-        end = time.monotonic() + _LONGEST_TRANSACTION_SECONDS
+        started, end = time.monotonic(), None
         for item in read(after):
+            if end is None:
+                # What comes first comes when all is sorted: where that takes long, it is not to be done often.
+                now = time.monotonic()
+                end = now + max(_LONGEST_TRANSACTION_SECONDS, _SORTINGS * (now - started))
             yield item
             if time.monotonic() >= end:
                 after = place(item)

@@ -362,7 +362,30 @@ class TestFiles:
 
         at_once = files()
         monkeypatch.setattr(synapse_db, "_LONGEST_TRANSACTION_SECONDS", 0)
+        monkeypatch.setattr(synapse_db, "_SORTINGS", 0)
         assert files() == at_once
+
+    def test_are_not_sorted_for_every_row_where_that_takes_longer_than_a_transaction_may_last(
+        self, synapse_database: SynapseDatabase, database: SynapseDb, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        rows = fill(synapse_database)
+        now = [0.0]
+        monkeypatch.setattr("storage_provider.synapse_db.time.monotonic", lambda: now[0])
+        stream, streams = database._database.stream, []
+
+        def slow(sql: str, arguments: tuple[Any, ...]) -> Iterator[tuple[Any, ...]]:
+            streams.append(sql)
+            now[0] += 90
+            return stream(sql, arguments)
+
+        monkeypatch.setattr(database._database, "stream", slow)
+        found = []
+        for row in database.contents("remote"):
+            found.append(row)
+            now[0] += 30
+        assert len(found) == sum(row.kind == "remote" for row in rows)
+        # Each time for 900 seconds.
+        assert len(streams) == -(-len(found) // 30)
 
     def test_are_as_things_are_then_once_somebody_has_worked_on_them_for_long(
         self, synapse_database: SynapseDatabase, database: SynapseDb, monkeypatch: pytest.MonkeyPatch
@@ -371,6 +394,7 @@ class TestFiles:
             synapse_database.add_local(f"abcdef{number}")
             synapse_database.add_thumbnail("", f"abcdef{number}", 32, 32, "image/png", "crop", 5)
         monkeypatch.setattr(synapse_db, "_LONGEST_TRANSACTION_SECONDS", 0)
+        monkeypatch.setattr(synapse_db, "_SORTINGS", 0)
         contents, thumbnails = database.contents("local"), database.thumbnails("local")
         assert (next(contents).media_id, next(thumbnails).media_id) == ("abcdef0", "abcdef0")
         synapse_database.execute("DELETE FROM local_media_repository")
