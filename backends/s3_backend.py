@@ -301,8 +301,7 @@ class S3Backend(Backend, Generic[Client]):
         return ObjectInfo(
             key,
             int(total),
-            # Proxies that compress mark it as weak, whether they compress this answer or not.
-            headers.get("etag", "").removeprefix("W/").strip('"'),
+            _bare_etag(headers.get("etag", "")),
             parsedate_to_datetime(modified) if modified else None,
             headers.get("x-amz-storage-class") or "STANDARD",
             metadata,
@@ -431,7 +430,7 @@ class S3Backend(Backend, Generic[Client]):
             with self._transport.call(self._settings.read_timeout):
                 headers = self._call("put", key, request)
             self._check_acknowledged("put", key, headers)
-            return Part(number, headers["etag"].strip('"'))
+            return Part(number, _bare_etag(headers["etag"]))
 
         try:
             parts = send_parts(
@@ -500,7 +499,7 @@ class S3Backend(Backend, Generic[Client]):
             return self._executor.submit(send)
 
     def _stored(self, key: str, size: int, etag: str, metadata: Mapping[str, str]) -> ObjectInfo:
-        return ObjectInfo(key, size, etag.strip('"'), None, self._settings.storage_class or "STANDARD", dict(metadata))
+        return ObjectInfo(key, size, _bare_etag(etag), None, self._settings.storage_class or "STANDARD", dict(metadata))
 
     # --- deleting ---
 
@@ -540,6 +539,11 @@ def content_md5(body: bytes) -> str:
 def lowered(headers: Mapping[str, str]) -> Headers:
     """The headers of an answer as a backend gives them."""
     return {name.lower(): value for name, value in headers.items()}
+
+
+def _bare_etag(text: str) -> str:
+    """An ETag without its quotes, and without the mark of a weak one, which proxies that compress put on any answer."""
+    return text.removeprefix("W/").strip('"')
 
 
 def _unsettled(key: str) -> BackendUnavailable:

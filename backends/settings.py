@@ -36,7 +36,8 @@ _AWS_DOMAINS = (".amazonaws.com", ".amazonaws.com.cn", ".amazonaws.eu")
 SSE_KEY_BYTES = 32
 
 # Templates leave these empty. Not the encryption key: without it media would be stored in the clear.
-_MAY_BE_EMPTY = frozenset({"endpoint_url", "region_name", "access_key_id", "secret_access_key", "session_token"})
+_CREDENTIALS = ("access_key_id", "secret_access_key", "session_token")
+_MAY_BE_EMPTY = frozenset({"endpoint_url", "region_name", *_CREDENTIALS, *(f"{name}_path" for name in _CREDENTIALS)})
 
 UNREADABLE_CLASSES = frozenset({"GLACIER", "DEEP_ARCHIVE"})
 """Storage classes whose objects cannot be read before they have been restored, which takes hours."""

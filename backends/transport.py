@@ -188,7 +188,7 @@ class _DeadlineTLSConnection(_DeadlineConnection, HTTPSConnection):
 
     def connect(self) -> None:
         super().connect()
-        # urllib3 would warn of every request; who sets `verify: false` is told so once, at the start.
+        # urllib3 would warn of every request; whoever sets `verify: false` knows, and Synapse's log says so at the start.
         self.is_verified = True
 
 

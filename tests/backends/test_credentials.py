@@ -17,6 +17,7 @@ from backends.base import Backend
 from backends.credentials import AccessKey, CredentialSource
 from backends.errors import AccessDenied, Misconfigured, SettingsError
 from tests.backends.contract import assert_kept_secret
+from tests.backends.no_credentials import no_credentials
 from tests.backends.scripted_server import PATIENCE, Behaviour, Request, ScriptedServer, error, from_request, reply
 
 EXPIRED = ["ExpiredToken", "TokenRefreshRequired", "InvalidToken", "InvalidAccessKeyId", "SignatureDoesNotMatch"]
@@ -290,15 +291,3 @@ def test_settings_without_a_key_leave_it_to_the_sdk() -> None:
 def test_an_access_key_does_not_show_its_secrets() -> None:
     key = AccessKey("key-of-someone", "secret-of-someone", "token-of-someone")
     assert repr(key) == "AccessKey(access_key_id='key-of-someone')"
-
-
-def no_credentials(monkeypatch: pytest.MonkeyPatch, directory: Path) -> None:
-    """A machine on which the SDKs find no credentials, and no metadata service either."""
-    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN", "AWS_PROFILE"):
-        monkeypatch.delenv(name, raising=False)
-    monkeypatch.setenv("HOME", str(directory))
-    for name in ("AWS_CONFIG_FILE", "AWS_SHARED_CREDENTIALS_FILE"):
-        monkeypatch.setenv(name, str(directory / "absent"))
-    monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
-    # minio-py asks this address instead of EC2's.
-    monkeypatch.setenv("AWS_CONTAINER_CREDENTIALS_FULL_URI", "http://127.0.0.1:1/")

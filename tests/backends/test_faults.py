@@ -609,6 +609,15 @@ def test_an_object_that_may_be_the_one_that_was_named_is_read(
         assert server.requests[0].headers["If-Match"] == '"0123"'
 
 
+def test_an_etag_that_a_proxy_has_marked_as_weak_is_told_as_it_was(make: Callable[..., Backend]) -> None:
+    weak = {"ETag": 'W/"0123"'}
+    with ScriptedServer([reply(200, b"", weak), reply(200, CONTENT, weak)]) as server:
+        backend = make(server)
+        info = answer_of(lambda: backend.put("media/key", io.BytesIO(CONTENT), len(CONTENT)))
+        assert info.etag == "0123"
+        assert answer_of(lambda: get_if_match(backend)) == CONTENT
+
+
 # --- listings ---
 
 

@@ -171,7 +171,19 @@ def test_a_null_counts_as_left_out() -> None:
     assert parse(prefix=None, endpoint_url=None, storage_class=None) == parse()
 
 
-@pytest.mark.parametrize("name", ["endpoint_url", "region_name", "access_key_id", "secret_access_key", "session_token"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "endpoint_url",
+        "region_name",
+        "access_key_id",
+        "secret_access_key",
+        "session_token",
+        "access_key_id_path",
+        "secret_access_key_path",
+        "session_token_path",
+    ],
+)
 def test_an_empty_string_counts_as_left_out(name: str) -> None:
     assert parse(**{name: ""}) == parse()
 
