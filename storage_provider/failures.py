@@ -60,7 +60,7 @@ class Failures:
         self._in_a_row = self._unreadable_in_a_row = 0
 
     def count(self, error: BackendError, backend: Backend) -> None:
-        """Take a failure in. Raises `BucketFails` when it was one too many.
+        """Take a failure in. Raises `BucketFails` when it was one too many, and `Misconfigured` as it is.
 
         Objects that may not be read can be many in a row (another encryption key, an owner of their own): where they
         are all that failed, and the bucket itself can be reached, there are never too many.
@@ -70,16 +70,20 @@ class Failures:
             self._unreadable_in_a_row += _is_unreadable_object(error)
             self._last = error
             if self._in_a_row >= _FAILURES_IN_A_ROW:
+                if isinstance(error, Misconfigured):
+                    raise error
                 if self._unreadable_in_a_row != self._in_a_row or not _is_reachable(backend):
                     raise BucketFails(f"the bucket fails again and again, last with: {error}") from error
                 self.forget()
 
     def check(self, backend: Backend) -> None:
-        """At the end of a run in which the bucket failed, see whether it still does. Raises `BucketFails`."""
+        """At the end of a run in which the bucket failed, see whether it still does; raises as `count`."""
         if self._last is None:
             return
         try:
             backend.check()
+        except Misconfigured:
+            raise
         except AccessDenied as error:
             # Who may not list is told so every time.
             if error.code in EXPIRED_CREDENTIALS:

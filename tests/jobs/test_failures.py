@@ -24,7 +24,7 @@ def count(failures: Failures, error: BackendError, times: int, backend: Backend 
         failures.count(error, backend or MemoryBackend())
 
 
-@pytest.mark.parametrize("kind", [BackendUnavailable, AccessDenied, Misconfigured])
+@pytest.mark.parametrize("kind", [BackendUnavailable, AccessDenied])
 def test_bucket_is_given_up_after_failures_in_a_row(kind: type[BackendError]) -> None:
     failures = Failures()
     error = kind("so it is", operation="put", key="k")
@@ -33,6 +33,17 @@ def test_bucket_is_given_up_after_failures_in_a_row(kind: type[BackendError]) ->
     count(failures, error, 19)
     with pytest.raises(BucketFails, match="so it is"):
         count(failures, error, 1)
+
+
+def test_settings_that_cannot_be_used_any_more_are_told_as_such() -> None:
+    failures = Failures()
+    error = Misconfigured("no such file", operation="put", key="k")
+    count(failures, error, 19)
+    with pytest.raises(Misconfigured):
+        count(failures, error, 1)
+    bucket: Any = Checked(error)
+    with pytest.raises(Misconfigured):
+        failures.check(bucket)
 
 
 @pytest.mark.parametrize("kind", [ObjectNotFound, RequestRejected])
