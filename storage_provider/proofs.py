@@ -170,6 +170,7 @@ def _etag_in_parts(store: MediaStore, path: str, part_size: int | None) -> str:
 
 
 def opened(store: MediaStore, path: str) -> closing[BinaryIO]:
+    """A file, open for reading, that closes itself. Raises `FileGone`."""
     try:
         return closing(store.open(path))
     except FileNotFoundError as error:
