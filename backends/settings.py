@@ -35,8 +35,8 @@ _AWS_DOMAINS = (".amazonaws.com", ".amazonaws.com.cn", ".amazonaws.eu")
 
 SSE_KEY_BYTES = 32
 
-# Templates leave these empty. Not the encryption key: without it media would be stored in the clear.
 _CREDENTIALS = ("access_key_id", "secret_access_key", "session_token")
+# Templates leave these empty. Not the encryption key: without it media would be stored in the clear.
 _MAY_BE_EMPTY = frozenset({"endpoint_url", "region_name", *_CREDENTIALS, *(f"{name}_path" for name in _CREDENTIALS)})
 
 UNREADABLE_CLASSES = frozenset({"GLACIER", "DEEP_ARCHIVE"})
@@ -192,7 +192,7 @@ class BucketSettings(StrictSettings):
             raise ValueError("must not hold '.' or '..' segments")
         return prefix
 
-    @field_validator("access_key_id", "secret_access_key", "session_token")
+    @field_validator(*_CREDENTIALS)
     @classmethod
     def _credential_can_be_sent(cls, credential: SecretStr) -> SecretStr:
         return SecretStr(parse_credential(credential.get_secret_value()))
@@ -238,7 +238,7 @@ class BucketSettings(StrictSettings):
 
     @model_validator(mode="after")
     def _agrees_with_itself(self) -> BucketSettings:
-        for name in ("access_key_id", "secret_access_key", "session_token", "sse_customer_key"):
+        for name in (*_CREDENTIALS, "sse_customer_key"):
             if getattr(self, name) is not None and getattr(self, f"{name}_path") is not None:
                 raise SettingsError((name,), f"give either {name} or {name}_path, not both")
         if self.has_access_key != self._given("secret_access_key"):

@@ -14,10 +14,9 @@ from twisted.python.failure import Failure
 from twisted.python.threadpool import ThreadPool
 
 from backends.base import Backend
-from backends.errors import AccessDenied
 from storage_provider.settings import ProviderSettings
 from storage_provider.signals import Signal
-from storage_provider.startup_check import Problem, find_problem, forbids_to_list, has_two_spellings, prefix_problem
+from storage_provider.startup_check import Problem, find_problem, has_two_spellings, prefix_problem
 
 logger = logging.getLogger(__name__)
 
@@ -74,13 +73,7 @@ class BucketCheck:
 
         Raises `BackendError`.
         """
-        try:
-            problem = prefix_problem(self._settings)
-        except AccessDenied as error:
-            if not forbids_to_list(error):
-                raise
-            # Without the permission to list nothing is found to be missing either.
-            return True
+        problem = prefix_problem(self._settings)
         if problem is None or not problem.hides_media:
             return True
         self._reactor.callFromThread(self._note, problem)

@@ -141,12 +141,7 @@ class Run:
 
     def _check_prefix(self) -> None:
         """Raise `ConfigurationError` where the media stands under another spelling of the configured prefix."""
-        try:
-            problem = prefix_problem(self.settings, () if self.config is None else self.config.providers)
-        except AccessDenied as error:
-            if not forbids_to_list(error):
-                raise
-            return
+        problem = prefix_problem(self.settings, () if self.config is None else self.config.providers)
         if problem is not None and problem.hides_media:
             raise ConfigurationError(problem.text)
         if problem is not None:

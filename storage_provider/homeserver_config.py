@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -48,7 +49,7 @@ class HomeserverConfig:
             return DatabaseArguments("sqlite3", {"database": path})
         raise self._error("database", "is missing")
 
-    @property
+    @cached_property
     def providers(self) -> list[ProviderSettings]:
         """The settings of each storage provider of this package, in order."""
         blocks = self._settings.get("media_storage_providers") or []

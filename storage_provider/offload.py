@@ -262,7 +262,8 @@ class Offload:
                 self._listing_is_refused = True
                 # It may lack more than what has shown that it is none to go by.
                 for file in wanted.values():
-                    file.told_by = None if file.info is None else file.told_by
+                    if file.info is None:
+                        file.told_by = None
 
     def _object(self, file: _File) -> ObjectInfo | None:
         if file.told_by is None:

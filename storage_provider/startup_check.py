@@ -69,7 +69,7 @@ def prefix_problem(settings: ProviderSettings, others: Iterable[ProviderSettings
     A prefix without a final slash is joined raw by synapse-s3-storage-provider and with a slash by others.
     Where only the raw spelling holds media, every file would seem to be missing, and new ones would
     be kept apart from the old. Where both do, one of the `others` may serve what these settings do not
-    find. Raises `BackendError` where the bucket cannot be listed.
+    find. Raises `BackendError` where the bucket does not tell, but for want of the permission to list.
     """
     if not has_two_spellings(settings):
         return None
@@ -77,13 +77,14 @@ def prefix_problem(settings: ProviderSettings, others: Iterable[ProviderSettings
     try:
         if not _holds_media(raw):
             return None
+        hides_media = not _holds_media(settings)
     except AccessDenied as error:
         if not forbids_to_list(error):
             raise
-        # Whoever may list only below the prefix may not list this.
+        # Whoever may list only below the prefix may not list the raw one; who may list nothing misses nothing.
         return None
     spelling = f"the keys start with {settings.prefix + MEDIA_ROOTS[0]!r}, without a slash after the prefix"
-    if _holds_media(settings):
+    if not hides_media:
         if any(_serves_raw_keys(settings, other) for other in others):
             return None
         return Problem(
