@@ -16,7 +16,8 @@ from storage_provider.cli_output import Output, Progress, readable_size
 from storage_provider.cli_setup import Run, connect
 from storage_provider.failures import Failed
 from storage_provider.media_store import MediaStore
-from storage_provider.offload import Deleted, Event, Gone, Kept, Offload, Uploaded
+from storage_provider.offload import Offload
+from storage_provider.offload_events import Deleted, Event, Gone, Kept, Uploaded
 from storage_provider.proofs import Verify
 
 if TYPE_CHECKING:

@@ -19,13 +19,15 @@ import pytest
 from backends import open_backend
 from backends.base import Backend, ObjectInfo, ObjectReader
 from backends.errors import ObjectArchived
-from storage_provider import candidates, offload
+from storage_provider import candidates
 from storage_provider.bandwidth import Bandwidth
 from storage_provider.cache_db import CacheDb, Proof
 from storage_provider.failures import Failed
 from storage_provider.media_paths import MEDIA_ROOTS, Media
 from storage_provider.media_store import MediaStore
 from storage_provider.media_walk import MediaOnDisk, Unreadable, media_on_disk
+from storage_provider.offload import Offload
+from storage_provider.offload_events import Deleted, Event, Kept, Uploaded
 from storage_provider.proofs import Verify
 from storage_provider.settings import ProviderSettings
 from storage_provider.synapse_db import connect
@@ -64,12 +66,12 @@ def offloaded_before(site: MediaSite) -> int | None:
 
 def offloaded(
     site: MediaSite, bucket: Backend, *, stop: threading.Event | None = None, verify: Verify = Verify.PROOF
-) -> list[offload.Event]:
+) -> list[Event]:
     """What a run that deletes comes to with a bucket in memory, one file at a time."""
     site.update()
     stop = stop or threading.Event()
     with CacheDb(site.directory / "cache.db") as cache, connect(site.database.arguments) as database:
-        job = offload.Offload(
+        job = Offload(
             bucket,
             MediaStore(site.store),
             cache,
@@ -84,12 +86,12 @@ def offloaded(
         return list(job.run())
 
 
-def proofs(events: list[offload.Event]) -> list[str]:
+def proofs(events: list[Event]) -> list[str]:
     """How what was deleted had been proved."""
-    return [event.proof for event in events if isinstance(event, offload.Deleted)]
+    return [event.proof for event in events if isinstance(event, Deleted)]
 
 
-def failures(events: list[offload.Event]) -> list[str]:
+def failures(events: list[Event]) -> list[str]:
     return [event.reason for event in events if isinstance(event, Failed)]
 
 
@@ -395,7 +397,7 @@ def test_what_is_in_use_again_is_told_once_a_file_however_it_could_be_proved(sit
         # The thumbnail has yet to be read.
         cache.record_proofs([Proof(path, "opaque", len(before[path]), mtime_ns, "read")])
     site.database.execute(USED, (now_ms() + 60_000, "SomeMedia"))
-    kept = [event.path for event in offloaded(site, bucket) if isinstance(event, offload.Kept)]
+    kept = [event.path for event in offloaded(site, bucket) if isinstance(event, Kept)]
     assert sorted(kept) == sorted(before)
     assert site.files() == before
 
@@ -832,8 +834,8 @@ def test_after_the_time_budget_nothing_is_begun(site: MediaSite) -> None:
         slow: Any = Slow(backend)
         store = MediaStore(site.store)
         unbound = Bandwidth(None, threading.Event())
-        job = offload.Offload(slow, store, cache, database, unbound, lambda: clock[0] >= 3, 1, delete=True)
-        sent = [event for event in job.run() if isinstance(event, offload.Uploaded)]
+        job = Offload(slow, store, cache, database, unbound, lambda: clock[0] >= 3, 1, delete=True)
+        sent = [event for event in job.run() if isinstance(event, Uploaded)]
     assert len(sent) == 3
     assert site.files() == before
     assert site.objects().items() < before.items()
