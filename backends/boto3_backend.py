@@ -12,11 +12,12 @@ from botocore.awsrequest import AWSPreparedRequest, AWSResponse
 from botocore.config import Config
 from botocore.exceptions import BotoCoreError, ClientError, InvalidRegionError
 
+from backends.answers import Headers, lowered
 from backends.credentials import AccessKey
 from backends.errors import SettingsError
 from backends.multipart import Part
 from backends.reader import RawBody
-from backends.s3_backend import Headers, S3Backend, content_md5, lowered
+from backends.s3_backend import S3Backend, content_md5
 
 if TYPE_CHECKING:
     from mypy_boto3_s3 import S3Client

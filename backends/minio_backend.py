@@ -24,10 +24,11 @@ from minio.datatypes import Part as MinioPart
 from minio.deleteobjects import DeleteObject
 from minio.sse import SseCustomerKey
 
+from backends.answers import Headers, lowered
 from backends.credentials import AccessKey
 from backends.multipart import Part
 from backends.reader import RawBody
-from backends.s3_backend import Headers, S3Backend, content_md5, lowered
+from backends.s3_backend import S3Backend, content_md5
 
 # The address of the EC2 metadata service answers at once or not at all.
 _METADATA_TIMEOUT = urllib3.Timeout(connect=1, read=5)

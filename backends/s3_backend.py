@@ -16,11 +16,11 @@ import threading
 from abc import abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from email.utils import parsedate_to_datetime
 from functools import partial
 from secrets import token_bytes, token_hex
 from typing import BinaryIO, Generic
 
+from backends.answers import UPLOAD_MARK, Headers, bare_etag, check_match, check_range, object_info, upload_mark
 from backends.base import Backend, DeleteFailure, ObjectInfo, ObjectReader
 from backends.calls import Caller, Client, Result
 from backends.credentials import AccessKey
@@ -31,22 +31,20 @@ from backends.errors import (
     BucketNotFound,
     EncryptionNotApplied,
     NotSupported,
-    PreconditionFailed,
     RequestRejected,
     SettingsError,
     error_class,
 )
+from backends.listing import Query, first_query, list_objects
 from backends.memory import MemoryBudget
 from backends.multipart import Part, read_exactly, send_parts
 from backends.reader import RawBody, S3Reader
 from backends.settings import BucketSettings, is_region
+from backends.shared_proof import SharedProof
 from backends.transport import Transport
-from backends.xml import ListedObject, ListingPage, UnreadableReply, parse_listing
+from backends.xml import ListingPage, UnreadableReply, parse_listing
 
 logger = logging.getLogger(__name__)
-
-Headers = Mapping[str, str]
-"""The headers of an answer, names in lower case."""
 
 # Bodies of objects and parts that are being sent, in all threads together.
 _MEMORY_BYTES = 64 << 20
@@ -55,9 +53,6 @@ _PART_THREADS = 8
 _DELETE_BATCH = 1000
 # Characters that XML 1.0 cannot carry, or not unchanged; a batch of deletions is XML.
 _NOT_FOR_XML = re.compile("[\x00-\x1f\ufffe\uffff]")
-# Marks an upload in parts, so that one whose completion went unanswered can be recognised.
-_UPLOAD_MARK = "s3-storage-provider-upload"
-_METADATA_HEADER = "x-amz-meta-"
 _SSE_ACKNOWLEDGEMENT = "x-amz-server-side-encryption-customer-algorithm"
 
 
@@ -75,7 +70,7 @@ class S3Backend(Backend, Generic[Client]):
         self._memory = MemoryBudget(_MEMORY_BYTES)
         self._lock = threading.Lock()
         self._executor: ThreadPoolExecutor | None = None
-        self._encryption_proof: Future[None] | None = None
+        self._encryption = SharedProof(self._prove_encryption)
         self._warned_of_plain_objects = False
 
     def __repr__(self) -> str:
@@ -134,7 +129,7 @@ class S3Backend(Backend, Generic[Client]):
     def _head_object(self, client: Client, name: str, encrypted: bool) -> Headers: ...
 
     @abstractmethod
-    def _list_page(self, client: Client, query: Mapping[str, str]) -> bytes:
+    def _list_page(self, client: Client, query: Query) -> bytes:
         """The XML of one page of ListObjectsV2, or of version 1 without `list-type`; `query` is as S3 names things."""
 
     @abstractmethod
@@ -162,29 +157,12 @@ class S3Backend(Backend, Generic[Client]):
     # --- the contract ---
 
     def check(self) -> None:
-        self._page(None, self._listing_query("", "") | {"max-keys": "1"}, operation="check")
+        self._page(None, first_query(self._settings.key_prefix) | {"max-keys": "1"}, operation="check")
 
     def check_encryption(self) -> None:
         if not self._settings.uses_sse:
             return
-        with self._lock:
-            proof = self._encryption_proof
-            is_ours = proof is None
-            if proof is None:
-                proof = self._encryption_proof = Future()
-        if not is_ours:
-            # Whoever waits shares the outcome: one after another they would wait for a dead server many times.
-            proof.result()
-            return
-        try:
-            with self._transport.call():
-                self._prove_encryption()
-        except BaseException as error:
-            with self._lock:
-                self._encryption_proof = None
-            proof.set_exception(error)
-            raise
-        proof.set_result(None)
+        self._encryption.ensure()
 
     def put(
         self,
@@ -210,9 +188,9 @@ class S3Backend(Backend, Generic[Client]):
             def request(client: Client) -> ObjectReader:
                 headers, raw = self._get_object(client, name, offset, if_match, encrypted)
                 try:
-                    info = self._info(key, headers)
-                    _check_match(info, if_match)
-                    _check_range(headers, offset)
+                    info = object_info(key, headers)
+                    check_match(info, if_match)
+                    check_range(headers, offset)
                 except BaseException:
                     raw.close()
                     raise
@@ -234,26 +212,12 @@ class S3Backend(Backend, Generic[Client]):
         name = self._name(key)
 
         def head(encrypted: bool) -> ObjectInfo:
-            return self._call("stat", key, lambda client: self._info(key, self._head_object(client, name, encrypted)))
+            return self._call("stat", key, lambda client: object_info(key, self._head_object(client, name, encrypted)))
 
         return self._or_unencrypted(key, head)
 
     def list(self, prefix: str = "", *, start_after: str = "") -> Iterator[ObjectInfo]:
-        query = self._listing_query(prefix, start_after)
-        last = (self._settings.key_prefix + start_after).encode() if start_after else b""
-        while True:
-            page = self._page(prefix, query)
-            for entry in page.entries:
-                self._check_order(prefix, last, entry)
-                last = entry.key.encode()
-                key = entry.key[len(self._settings.key_prefix) :]
-                if key:
-                    yield ObjectInfo(key, entry.size, entry.etag, entry.last_modified, entry.storage_class)
-            if "marker" in query and not page.entries:
-                raise NotSupported("the server's listing ends before it is complete", operation="list", key=prefix)
-            if not page.is_truncated:
-                return
-            query = self._next_query(prefix, query, page)
+        return list_objects(partial(self._page, prefix), self._settings.key_prefix, prefix, start_after)
 
     def delete(self, keys: Iterable[str]) -> Iterator[DeleteFailure]:
         remaining = iter(keys)
@@ -286,70 +250,23 @@ class S3Backend(Backend, Generic[Client]):
         key.encode()
         return self._settings.key_prefix + key
 
-    def _info(self, key: str, headers: Headers) -> ObjectInfo:
-        if not headers.get("etag") and headers.get("content-type", "").startswith("text/html"):
-            raise UnreadableReply("the answer is a page of HTML and no object")
-        modified = headers.get("last-modified")
-        total = headers.get("content-range", "").rpartition("/")[2] or headers.get("content-length", "")
-        if not total.isdigit():
-            raise UnreadableReply("the answer does not tell the object's size")
-        metadata = {
-            name[len(_METADATA_HEADER) :]: value
-            for name, value in headers.items()
-            if name.startswith(_METADATA_HEADER) and name != _METADATA_HEADER + _UPLOAD_MARK
-        }
-        return ObjectInfo(
-            key,
-            int(total),
-            _bare_etag(headers.get("etag", "")),
-            parsedate_to_datetime(modified) if modified else None,
-            headers.get("x-amz-storage-class") or "STANDARD",
-            metadata,
-            headers.get("x-amz-archive-status", ""),
-        )
-
-    def _listing_query(self, prefix: str, start_after: str) -> dict[str, str]:
-        # Keys may hold characters that XML cannot carry: url encoding makes them safe.
-        query = {"list-type": "2", "encoding-type": "url", "prefix": self._settings.key_prefix + prefix}
-        if start_after:
-            query["start-after"] = self._settings.key_prefix + start_after
-        return query
-
-    def _next_query(self, prefix: str, query: Mapping[str, str], page: ListingPage) -> dict[str, str]:
-        asked = {name: query[name] for name in ("list-type", "encoding-type", "prefix") if name in query}
-        if page.next_token and page.next_token != query.get("continuation-token"):
-            return asked | {"continuation-token": page.next_token}
-        if page.next_token or not page.entries:
-            raise BackendUnavailable("the listing says that it goes on, but not where", operation="list", key=prefix)
-        # A server that knows version 1 only has ignored "list-type".
-        asked.pop("list-type", None)
-        return asked | {"marker": page.entries[-1].key}
-
-    def _page(self, prefix: str | None, query: Mapping[str, str], operation: str = "list") -> ListingPage:
+    def _page(self, prefix: str | None, query: Query, operation: str = "list") -> ListingPage:
         return self._call(operation, prefix, lambda client: parse_listing(self._list_page(client, query)))
-
-    def _check_order(self, prefix: str, last: bytes, entry: ListedObject) -> None:
-        reason = None
-        if not entry.key.startswith(self._settings.key_prefix + prefix):
-            reason = f"the server listed {entry.key!r}, which does not start with the prefix asked for"
-        elif entry.key.encode() <= last:
-            reason = f"the server lists out of byte order: {entry.key!r} came after {last.decode()!r}"
-        if reason is not None:
-            raise NotSupported(reason, operation="list", key=prefix)
 
     # --- encryption ---
 
     def _prove_encryption(self) -> None:
         key = f".encryption-probe-{token_hex(8)}"
-        try:
-            self._put_whole(key, token_bytes(64), None, {})
-            if self._readable_without_key(key):
-                raise EncryptionNotApplied(
-                    "the server acknowledged the encryption key, but gives the object out without it",
-                    operation="check_encryption",
-                )
-        finally:
-            self._remove_probe(key)
+        with self._transport.call():
+            try:
+                self._put_whole(key, token_bytes(64), None, {})
+                if self._readable_without_key(key):
+                    raise EncryptionNotApplied(
+                        "the server acknowledged the encryption key, but gives the object out without it",
+                        operation="check_encryption",
+                    )
+            finally:
+                self._remove_probe(key)
 
     def _readable_without_key(self, key: str) -> bool:
         name = self._name(key)
@@ -414,7 +331,7 @@ class S3Backend(Backend, Generic[Client]):
     ) -> ObjectInfo:
         name = self._name(key)
         mark = token_hex(16)
-        marked = {**metadata, _UPLOAD_MARK: mark}
+        marked = {**metadata, UPLOAD_MARK: mark}
         upload_id = self._call(
             "put", key, lambda client: self._create_multipart_upload(client, name, content_type, marked)
         )
@@ -430,7 +347,7 @@ class S3Backend(Backend, Generic[Client]):
             with self._transport.call(self._settings.read_timeout):
                 headers = self._call("put", key, request)
             self._check_acknowledged("put", key, headers)
-            return Part(number, _bare_etag(headers["etag"]))
+            return Part(number, bare_etag(headers["etag"]))
 
         try:
             parts = send_parts(
@@ -469,7 +386,7 @@ class S3Backend(Backend, Generic[Client]):
         found = self._found(key)
         if found is not None:
             info, headers = found
-            if info.size == size and headers.get(_METADATA_HEADER + _UPLOAD_MARK) == mark:
+            if info.size == size and upload_mark(headers) == mark:
                 return info.etag
         raise failure or _unsettled(key)
 
@@ -478,7 +395,7 @@ class S3Backend(Backend, Generic[Client]):
         name = self._name(key)
         try:
             headers = self._call("stat", key, lambda client: self._head_object(client, name, self._settings.uses_sse))
-            return self._info(key, headers), headers
+            return object_info(key, headers), headers
         except (BackendError, UnreadableReply) as error:
             logger.debug("Whether the object was stored could not be settled: %s", error)
             return None
@@ -499,7 +416,7 @@ class S3Backend(Backend, Generic[Client]):
             return self._executor.submit(send)
 
     def _stored(self, key: str, size: int, etag: str, metadata: Mapping[str, str]) -> ObjectInfo:
-        return ObjectInfo(key, size, _bare_etag(etag), None, self._settings.storage_class or "STANDARD", dict(metadata))
+        return ObjectInfo(key, size, bare_etag(etag), None, self._settings.storage_class or "STANDARD", dict(metadata))
 
     # --- deleting ---
 
@@ -536,16 +453,6 @@ def content_md5(body: bytes) -> str:
     return base64.b64encode(hashlib.md5(body, usedforsecurity=False).digest()).decode()
 
 
-def lowered(headers: Mapping[str, str]) -> Headers:
-    """The headers of an answer as a backend gives them."""
-    return {name.lower(): value for name, value in headers.items()}
-
-
-def _bare_etag(text: str) -> str:
-    """An ETag without its quotes, and without the mark of a weak one, which proxies that compress put on any answer."""
-    return text.removeprefix("W/").strip('"')
-
-
 def _unsettled(key: str) -> BackendUnavailable:
     return BackendUnavailable(
         "unreadable reply: it has no ETag, and what was sent is not found in the bucket", operation="put", key=key
@@ -558,15 +465,3 @@ def _checked_metadata(metadata: Mapping[str, str] | None) -> dict[str, str]:
         if not (text.isascii() and text.isprintable()):
             raise ValueError("names and values of metadata must be printable ASCII")
     return checked
-
-
-def _check_match(info: ObjectInfo, if_match: str | None) -> None:
-    """Make sure that it is the object that was asked for: a server may ignore the condition."""
-    if if_match is not None and info.etag not in ("", if_match):
-        raise PreconditionFailed("the object has been replaced by another one", operation="open", key=info.key)
-
-
-def _check_range(headers: Headers, offset: int) -> None:
-    """Make sure that the content starts where it was asked to: a server may ignore the range."""
-    if offset and not headers.get("content-range", "").startswith(f"bytes {offset}-"):
-        raise UnreadableReply(f"the content was asked for from byte {offset} on, but came otherwise")
