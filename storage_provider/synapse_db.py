@@ -12,6 +12,17 @@ from typing import Any, NamedTuple, TypeVar
 from storage_provider.cache_db import CachedMedia, Kind
 from storage_provider.database import Database, DatabaseArguments, Row, open_database
 from storage_provider.media_paths import Media, in_thumbnail_order
+from storage_provider.media_tables import (
+    LOCAL,
+    REMOTE,
+    THUMBNAIL_NAME,
+    USED,
+    USED_OR_0,
+    Tables,
+    is_after,
+    place_of,
+    used_between,
+)
 
 # Some builds of SQLite take no more than 999 arguments, and a remote row needs two.
 _ROWS_A_QUERY = 400
@@ -121,11 +132,11 @@ class SynapseDb:
 
         Media of URL previews is left out, as it never leaves the disk; quarantined media is not.
         """
-        for tables in (_LOCAL, _REMOTE):
+        for tables in (LOCAL, REMOTE):
             if kind in (None, tables.kind):
                 order = ", ".join(f"m.{column}{self._database.byte_order}" for column in tables.key_columns)
                 sql = f"""
-                    SELECT {tables.identity} FROM {tables.media} m WHERE {tables.counts} AND {_USED} < ?
+                    SELECT {tables.identity} FROM {tables.media} m WHERE {tables.counts} AND {USED} < ?
                     ORDER BY {order}
                 """
                 for origin, media_id, filesystem_id in self._database.stream(sql, (ts_ms,)):
@@ -144,20 +155,20 @@ class SynapseDb:
             after: Row = ()
             while media := self._next_media(tables, condition, arguments, after):
                 yield from media
-                after = _place(media[-1].row)
+                after = place_of(media[-1].row)
 
-    def _next_media(self, tables: _Tables, condition: str, arguments: Row, place: Row) -> list[StoredMedia]:
+    def _next_media(self, tables: Tables, condition: str, arguments: Row, place: Row) -> list[StoredMedia]:
         """The next media in path order, from the first one or after a place."""
         order = self._order((tables.path, "m.media_id"))
         sql = f"""
             WITH page AS (
-                SELECT m.* FROM {tables.media} m WHERE {condition} AND {_is_after(order, place)}
+                SELECT m.* FROM {tables.media} m WHERE {condition} AND {is_after(order, place)}
                 ORDER BY {order} LIMIT {_MEDIA_AT_A_TIME}
             )
             SELECT {tables.identity}, m.media_length, {self._sha256}, m.last_access_ts, m.created_ts,
-                m.quarantined_by IS NOT NULL, {_THUMBNAIL_NAME}, t.thumbnail_length
+                m.quarantined_by IS NOT NULL, {THUMBNAIL_NAME}, t.thumbnail_length
             FROM page m LEFT JOIN {tables.thumbnails} t ON {tables.join}
-            ORDER BY {order}, {self._order((_THUMBNAIL_NAME,))}
+            ORDER BY {order}, {self._order((THUMBNAIL_NAME,))}
         """
         rows = self._database.stream(sql, arguments + place)
         found = []
@@ -181,47 +192,49 @@ class SynapseDb:
         After a minute, or somewhat more where the database is slow, its transaction ends with the row at hand, and the
         rest is read as things are then.
         """
-        tables = _REMOTE if kind == "remote" else _LOCAL
-        condition, arguments = _used_between(tables, used_since, used_before)
+        tables = REMOTE if kind == "remote" else LOCAL
+        condition, arguments = used_between(tables, used_since, used_before)
         order = self._order((tables.path, "m.media_id"))
 
         def read(place: Row) -> Iterator[FileRow]:
             sql = f"""
-                SELECT {tables.identity}, NULL, m.media_length, {self._sha256}, {_USED_OR_0},
+                SELECT {tables.identity}, NULL, m.media_length, {self._sha256}, {USED_OR_0},
                     m.quarantined_by IS NOT NULL
-                FROM {tables.media} m WHERE {condition} AND {_is_after(order, place)}
+                FROM {tables.media} m WHERE {condition} AND {is_after(order, place)}
                 ORDER BY {order}
             """
             return map(FileRow._make, self._database.stream(sql, arguments + place))
 
-        return _resumed(read, lambda row: _place(row.row))
+        return _resumed(read, lambda row: place_of(row.row))
 
     def thumbnails(self, kind: Kind, *, used_since: int = 0, used_before: int | None = None) -> Iterator[FileRow]:
         """The thumbnails of media whose files should exist, in byte order of `thumbnail_directory`, `/` and name.
 
         Its transactions are those of `contents`.
         """
-        tables = _REMOTE if kind == "remote" else _LOCAL
-        condition, arguments = _used_between(tables, used_since, used_before)
-        order = self._order((tables.path, _THUMBNAIL_NAME, "m.media_id"))
+        tables = REMOTE if kind == "remote" else LOCAL
+        condition, arguments = used_between(tables, used_since, used_before)
+        order = self._order((tables.path, THUMBNAIL_NAME, "m.media_id"))
 
         def read(place: Row) -> Iterator[FileRow]:
             sql = f"""
-                SELECT {tables.identity}, {_THUMBNAIL_NAME}, t.thumbnail_length, NULL, {_USED_OR_0},
+                SELECT {tables.identity}, {THUMBNAIL_NAME}, t.thumbnail_length, NULL, {USED_OR_0},
                     m.quarantined_by IS NOT NULL
                 FROM {tables.media} m JOIN {tables.thumbnails} t ON {tables.join}
-                WHERE {condition} AND t.thumbnail_length IS NOT NULL AND ({_THUMBNAIL_NAME}) IS NOT NULL
-                    AND {_is_after(order, place)}
+                WHERE {condition} AND t.thumbnail_length IS NOT NULL AND ({THUMBNAIL_NAME}) IS NOT NULL
+                    AND {is_after(order, place)}
                 ORDER BY {order}
             """
             return map(FileRow._make, self._database.stream(sql, arguments + place))
 
-        def place_of(row: FileRow) -> Row:
-            path, media_id = _place(row.row)
+        def place_of_thumbnail(row: FileRow) -> Row:
+            path, media_id = place_of(row.row)
             return path, row.thumbnail, media_id
 
         # Rows that share a file come as one, so that their thumbnails are in one order.
-        directories = ((media, list(group)) for media, group in itertools.groupby(_resumed(read, place_of), _file_of))
+        directories = (
+            (media, list(group)) for media, group in itertools.groupby(_resumed(read, place_of_thumbnail), _file_of)
+        )
         ordered = in_thumbnail_order(directories, lambda directory: Media(*directory[0]))
         return itertools.chain.from_iterable(group for _, group in ordered)
 
@@ -237,7 +250,7 @@ class SynapseDb:
 
     def still_unused(self, rows: Iterable[CachedMedia], ts_ms: int) -> set[tuple[str, str]]:
         """The (origin, media id) of those that exist, have the same file and were last used before a moment."""
-        return self._find(rows, f"{_USED} < ?", (ts_ms,))
+        return self._find(rows, f"{USED} < ?", (ts_ms,))
 
     def wanted(self, rows: Iterable[CachedMedia]) -> set[tuple[str, str]]:
         """The (origin, media id) of those that exist, have the same file and are not quarantined."""
@@ -245,7 +258,7 @@ class SynapseDb:
 
     def evictable(self, rows: Iterable[CachedMedia], ts_ms: int) -> set[tuple[str, str]]:
         """The (origin, media id) of those that are `still_unused` and not quarantined."""
-        return self._find(rows, f"m.quarantined_by IS NULL AND {_USED_OR_0} < ?", (ts_ms,))
+        return self._find(rows, f"m.quarantined_by IS NULL AND {USED_OR_0} < ?", (ts_ms,))
 
     def facts_of_files(
         self, files: Collection[Media], likely: Iterable[tuple[str, str]] = ()
@@ -283,7 +296,7 @@ class SynapseDb:
             thumbnails: dict[tuple[str, ...], list[Row]] = {}
             for *key, name, length in self._database.query(
                 f"""
-                {asked} SELECT {tables.key_of("t")}, {_THUMBNAIL_NAME}, t.thumbnail_length
+                {asked} SELECT {tables.key_of("t")}, {THUMBNAIL_NAME}, t.thumbnail_length
                 FROM asked JOIN {tables.thumbnails} t ON {tables.match("t", "asked")}
                 """,
                 keys,
@@ -324,7 +337,7 @@ class SynapseDb:
             found |= {(row.origin, row.media_id) for row in answer.intersection(some)}
         return found
 
-    def _rows(self, tables: _Tables, asked: Sequence[CachedMedia], condition: str, arguments: Row) -> set[CachedMedia]:
+    def _rows(self, tables: Tables, asked: Sequence[CachedMedia], condition: str, arguments: Row) -> set[CachedMedia]:
         """The rows with the keys of others, as they are now."""
         table, keys = tables.asked(asked)
         answer = self._database.query(
@@ -337,111 +350,19 @@ class SynapseDb:
         return {CachedMedia(origin, media_id, file, tables.kind) for origin, media_id, file in answer}
 
 
-# --- SQL that both databases understand ---
-
-_USED = "COALESCE(m.last_access_ts, m.created_ts)"
-
-_USED_OR_0 = f"COALESCE({_USED}, 0)"
-
-_THUMBNAIL_NAME = (
-    "CAST(t.thumbnail_width AS TEXT) || '-' || CAST(t.thumbnail_height AS TEXT) || '-' || "
-    "replace(t.thumbnail_type, '/', '-') || '-' || t.thumbnail_method"
-)
-
-
-@dataclass(frozen=True)
-class _Tables:
-    """Where local or remote media is; `m` stands for the media table and `t` for that of the thumbnails."""
-
-    kind: Kind
-    media: str
-    thumbnails: str
-    origin: str
-    filesystem_id: str
-    key_columns: tuple[str, ...]
-    counts: str
-    """What leaves out rows that the media store has no file for."""
-
-    @property
-    def identity(self) -> str:
-        return f"{self.origin}, m.media_id, {self.filesystem_id}"
-
-    @property
-    def path(self) -> str:
-        """What sorts like the path: Synapse cuts all ids at the same places, and no server name holds a slash."""
-        return f"{self.origin} || '/' || {self.filesystem_id}" if self.kind == "remote" else self.filesystem_id
-
-    @property
-    def join(self) -> str:
-        return self.match("t")
-
-    def key_of(self, table: str) -> str:
-        """The columns of the key in a table."""
-        return ", ".join(f"{table}.{column}" for column in self.key_columns)
-
-    def asked(self, rows: Sequence[CachedMedia]) -> tuple[str, Row]:
-        """A table `asked` with the keys of rows, to be joined, and its arguments."""
-        # Not "IN (VALUES …)": for pairs SQLite would read the whole table.
-        values = ", ".join([f"({', '.join('?' * len(self.key_columns))})"] * len(rows))
-        keys = tuple(value for row in rows for value in self.key(row))
-        return f"WITH asked ({', '.join(self.key_columns)}) AS (VALUES {values})", keys
-
-    def match(self, one: str, other: str = "m") -> str:
-        """The condition that a row has the key of another table's row."""
-        return " AND ".join(f"{one}.{column} = {other}.{column}" for column in self.key_columns)
-
-    def key(self, row: CachedMedia) -> tuple[str, ...]:
-        return (row.origin, row.media_id) if self.kind == "remote" else (row.media_id,)
-
-
-_LOCAL = _Tables(
-    kind="local",
-    media="local_media_repository",
-    thumbnails="local_media_repository_thumbnails",
-    origin="''",
-    filesystem_id="m.media_id",
-    key_columns=("media_id",),
-    counts="m.url_cache IS NULL AND m.media_id IS NOT NULL",
-)
-_REMOTE = _Tables(
-    kind="remote",
-    media="remote_media_cache",
-    thumbnails="remote_media_cache_thumbnails",
-    origin="m.media_origin",
-    filesystem_id="m.filesystem_id",
-    key_columns=("media_origin", "media_id"),
-    counts="m.media_origin IS NOT NULL AND m.media_id IS NOT NULL AND m.filesystem_id IS NOT NULL",
-)
-
-
-def _selected(used_since: int | None, origin: str | None) -> Iterator[tuple[_Tables, str, Row]]:
-    for tables in (_LOCAL, _REMOTE):
+def _selected(used_since: int | None, origin: str | None) -> Iterator[tuple[Tables, str, Row]]:
+    for tables in (LOCAL, REMOTE):
         if origin is not None and bool(origin) != (tables.kind == "remote"):
             continue
         conditions = [tables.counts, "m.media_length IS NOT NULL"]
         arguments: list[Any] = []
         if used_since is not None:
-            conditions.append(f"{_USED} >= ?")
+            conditions.append(f"{USED} >= ?")
             arguments.append(used_since)
         if origin:
             conditions.append(f"{tables.origin} = ?")
             arguments.append(origin)
         yield tables, " AND ".join(conditions), tuple(arguments)
-
-
-def _used_between(tables: _Tables, since: int, before: int | None) -> tuple[str, Row]:
-    condition = f"{tables.counts} AND m.media_length IS NOT NULL AND {_USED_OR_0} >= ?"
-    return (condition, (since,)) if before is None else (f"{condition} AND {_USED_OR_0} < ?", (since, before))
-
-
-def _is_after(order: str, place: Row) -> str:
-    """The condition that a row comes after a place in an order; no place is before all rows."""
-    return f"({order}) > ({', '.join('?' * len(place))})" if place else "1 = 1"
-
-
-def _place(row: CachedMedia) -> tuple[str, str]:
-    """Where a row stands in the order of `_Tables.path` and media id."""
-    return f"{row.origin}/{row.filesystem_id}" if row.kind == "remote" else row.filesystem_id, row.media_id
 
 
 def _resumed(read: Callable[[Row], Iterator[_Item]], place: Callable[[_Item], Row]) -> Iterator[_Item]:
@@ -466,10 +387,10 @@ def _file_of(row: FileRow) -> tuple[str, str]:
     return row.origin, row.filesystem_id
 
 
-def _in_queries(rows: Iterable[CachedMedia]) -> Iterator[tuple[_Tables, list[CachedMedia]]]:
+def _in_queries(rows: Iterable[CachedMedia]) -> Iterator[tuple[Tables, list[CachedMedia]]]:
     """The rows that can exist, by kind and as many as one query takes."""
     asked = [row for row in rows if _can_exist(row)]
-    for tables in (_LOCAL, _REMOTE):
+    for tables in (LOCAL, REMOTE):
         of_kind = [row for row in asked if row.kind == tables.kind]
         for start in range(0, len(of_kind), _ROWS_A_QUERY):
             yield tables, of_kind[start : start + _ROWS_A_QUERY]
