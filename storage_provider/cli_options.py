@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 
 import click
 
-from backends.settings import parse_size
+from backends.strict_settings import parse_size
 from storage_provider.proofs import Verify
 
 _Command = TypeVar("_Command", bound=Callable[..., Any])

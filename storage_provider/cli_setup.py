@@ -8,7 +8,7 @@ import threading
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -73,7 +73,7 @@ class Run:
         settings = _bucket_settings(config, bucket, options)
         name, _ = choose_backend(settings)
         workers = options["workers"] or _WORKERS.get(name, 16)
-        settings = settings.model_copy(update={"max_pool_connections": max(workers + 8, 16)})
+        settings = replace(settings, max_pool_connections=max(workers + 8, 16))
         store = base_path or (config.media_store_path if config else None)
         if store is None:
             raise click.UsageError("BASE_PATH is not given, and homeserver.yaml does not name a media_store_path.")
@@ -156,8 +156,6 @@ def _bucket_settings(
     config: HomeserverConfig | None, bucket: str | None, options: Mapping[str, Any]
 ) -> ProviderSettings:
     given: dict[str, Any] = {}
-    if config is not None and (config.providers or bucket is None):
-        given = config.provider(options["provider_index"]).model_dump(exclude_unset=True)
     if bucket is not None:
         given["bucket"] = bucket
     for name in ("backend", "endpoint_url", "region_name", "storage_class"):
@@ -167,13 +165,16 @@ def _bucket_settings(
         given |= {"prefix": options["prefix"], "raw_prefix": bool(options["prefix"])}
     if options["sse_customer_key"] is not None and options["sse_customer_key_path"] is not None:
         raise click.UsageError("Give either --sse-customer-key or --sse-customer-key-path.")
-    for name in ("sse_customer_key", "sse_customer_key_path"):
+    for name, other in (
+        ("sse_customer_key", "sse_customer_key_path"),
+        ("sse_customer_key_path", "sse_customer_key"),
+    ):
         if options[name] is not None:
-            given.pop("sse_customer_key", None)
-            given.pop("sse_customer_key_path", None)
             # Whoever names the key here has always been free to use a server without TLS.
-            given |= {name: options[name], "allow_insecure_sse": True}
+            given |= {name: options[name], other: None, "allow_insecure_sse": True}
             given["sse_customer_algo"] = options["sse_customer_algo"]
+    if config is not None and (config.providers or bucket is None):
+        return config.provider(options["provider_index"]).changed(given)
     return ProviderSettings.parse(given)
 
 

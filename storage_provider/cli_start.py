@@ -46,8 +46,6 @@ class _Unused(ModuleType):
 
 def main() -> None:
     """Run the command that the arguments name."""
-    # Otherwise pydantic reads what every installed package says of itself, to look for plug-ins.
-    os.environ.setdefault("PYDANTIC_DISABLE_PLUGINS", "__all__")
     for name in _UNUSED_OF_MINIO:
         sys.modules.setdefault(f"minio.{name}", _Unused(f"minio.{name}"))
     sys.modules[_UNUSED_OF_URLLIB3] = None  # type: ignore[assignment] # an import of it fails

@@ -5,12 +5,13 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import dataclass, replace
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Field, StrictBool, field_validator
-
 from backends.errors import SettingsError
-from backends.settings import BucketSettings, Count, Size, StrictSettings, parse_size
+from backends.settings import BucketSettings
+from backends.strict_settings import Reader, StrictSettings, count, one_of, parse_size, size, switch
 
 _MISPLACED = {
     "store_local": (
@@ -44,22 +45,45 @@ _SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86_400, "w": 7 * 86_400, "y": 365 *
 _SHORTEST_MAX_AGE = 3600
 
 
-def parse_duration(value: object) -> object:
+def parse_duration(value: object) -> int:
     """Seconds of a duration as Synapse writes them: a number of seconds, or one with s, m (minutes), h, d, w or y."""
-    if isinstance(value, str):
-        match = re.fullmatch(r"\s*(\d+)\s*([smhdwy]?)\s*", value)
-        if not match:
-            raise ValueError("must be a duration such as 10m, 12h, 7d or 1y")
+    if isinstance(value, str) and (match := re.fullmatch(r"\s*(\d+)\s*([smhdwy]?)\s*", value)):
         return int(match[1]) * _SECONDS[match[2] or "s"]
-    if isinstance(value, bool):
-        raise ValueError("must be a duration such as 10m, 12h, 7d or 1y")
-    return math.ceil(value) if isinstance(value, float) and math.isfinite(value) else value
+    if isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value):
+        return math.ceil(value)
+    raise ValueError("must be a duration such as 10m, 12h, 7d or 1y")
 
 
-Duration = Annotated[int, BeforeValidator(parse_duration)]
+def _duration(least: int) -> Reader[int]:
+    def read(value: object) -> int:
+        seconds = parse_duration(value)
+        if seconds < least:
+            raise ValueError(f"must be greater than or equal to {least}")
+        return seconds
+
+    return read
 
 
-def parse_switch(value: object) -> object:
+def _max_age(value: object) -> int:
+    seconds = parse_duration(value)
+    if seconds < _SHORTEST_MAX_AGE:
+        raise ValueError("must be at least 1h; `m` means minutes here, not months as in s3_media_upload")
+    return seconds
+
+
+def _size_or_share(value: object) -> str | int:
+    if isinstance(value, str) and value.strip().endswith("%"):
+        share = value.strip()[:-1].strip()
+        if share.isdecimal() and int(share) <= 100:
+            return f"{int(share)}%"
+    else:
+        with suppress(ValueError):
+            if (bytes_ := parse_size(value)) >= 0:
+                return bytes_
+    raise ValueError("must be a size such as 20G, or a share of the disk such as 10%")
+
+
+def _lenient_switch(value: object) -> bool:
     """A switch as enhanced-s3-storage-provider 1.x took it, with or without quotes."""
     if isinstance(value, bool):
         return value
@@ -68,75 +92,48 @@ def parse_switch(value: object) -> object:
     return _SWITCHES[str(value).lower()]
 
 
-Switch = Annotated[bool, BeforeValidator(parse_switch)]
+def _check_on_startup(value: object) -> str:
+    # YAML 1.1, which Synapse reads, takes an unquoted `off` for false.
+    return one_of("warn", "fail", "off")("off" if value is False else value)
 
 
+@dataclass(frozen=True)
 class LocalCacheSettings(StrictSettings):
     """What belongs on local disk."""
 
-    max_age: Duration | None = None
+    max_age: Annotated[int | None, _max_age] = None
     """Seconds."""
-    max_size: Size | None = Field(None, ge=0)
+    max_size: Annotated[int | None, size(0)] = None
     """Bytes."""
-    min_free_space: str | int = "10%"
+    min_free_space: Annotated[str | int, _size_or_share] = "10%"
     """Bytes, or a share of the disk in percent."""
-    min_age: Duration = Field(600, ge=0)
+    min_age: Annotated[int, _duration(0)] = 600
     """Seconds."""
-    read_through: StrictBool = True
-
-    @field_validator("max_age")
-    @classmethod
-    def _max_age_is_not_minutes(cls, seconds: int) -> int:
-        if seconds < _SHORTEST_MAX_AGE:
-            raise ValueError("must be at least 1h; `m` means minutes here, not months as in s3_media_upload")
-        return seconds
-
-    @field_validator("min_free_space", mode="before")
-    @classmethod
-    def _min_free_space_is_size_or_share(cls, value: object) -> str | int:
-        if isinstance(value, str) and value.strip().endswith("%"):
-            share = value.strip()[:-1].strip()
-            if not share.isdecimal() or int(share) > 100:
-                raise ValueError("must be a size such as 20G, or a share of the disk such as 10%")
-            return f"{int(share)}%"
-        try:
-            size = parse_size(value)
-        except ValueError:
-            size = None
-        if not isinstance(size, int) or size < 0:
-            raise ValueError("must be a size such as 20G, or a share of the disk such as 10%")
-        return size
+    read_through: Annotated[bool, switch] = True
 
 
+@dataclass(frozen=True)
 class ProviderSettings(BucketSettings):
     """Everything that the `config` block of the storage provider may hold."""
 
-    threadpool_size: Count = Field(20, ge=1, le=1000)
-    check_on_startup: Literal["warn", "fail", "off"] = "warn"
-    auto_restore: Switch = True
-    auto_restore_startup: Switch = True
-    auto_restore_monitor_interval: Duration = Field(300, ge=1)
-    auto_restore_batch_size: Count = Field(50, ge=1, le=10_000)
-    local_cache: Annotated[LocalCacheSettings, BeforeValidator(LocalCacheSettings.parse)] | None = None
-    delete_from_bucket: StrictBool = True
-    misplaced: tuple[str, ...] = Field((), exclude=True)
+    threadpool_size: Annotated[int, count(1, 1000)] = 20
+    check_on_startup: Annotated[Literal["warn", "fail", "off"], _check_on_startup] = "warn"
+    auto_restore: Annotated[bool, _lenient_switch] = True
+    auto_restore_startup: Annotated[bool, _lenient_switch] = True
+    auto_restore_monitor_interval: Annotated[int, _duration(1)] = 300
+    auto_restore_batch_size: Annotated[int, count(1, 10_000)] = 50
+    local_cache: Annotated[LocalCacheSettings | None, LocalCacheSettings.parse] = None
+    delete_from_bucket: Annotated[bool, switch] = True
+    misplaced: tuple[str, ...] = ()
     """Keys that were found inside `config` and ignored, each with what to do instead."""
 
     @classmethod
     def parse(cls, values: object) -> ProviderSettings:
         if not isinstance(values, Mapping):
             return super().parse(values)
-        if "misplaced" in values:
-            raise SettingsError(("misplaced",), "unknown setting")
         kept = {name: value for name, value in values.items() if name not in _MISPLACED}
         ignored = tuple(f"{name}: {_MISPLACED[name]}" for name in values if name in _MISPLACED)
-        return super().parse(_take_over_extra_args(kept) | {"misplaced": ignored})
-
-    @field_validator("check_on_startup", mode="before")
-    @classmethod
-    def _off_is_a_word(cls, value: object) -> object:
-        # YAML 1.1, which Synapse reads, takes an unquoted `off` for false.
-        return "off" if value is False else value
+        return replace(super().parse(_take_over_extra_args(kept)), misplaced=ignored)
 
 
 def _take_over_extra_args(values: dict[str, Any]) -> dict[str, Any]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from backends import open_backend
 from backends.base import Backend
@@ -73,7 +73,7 @@ def prefix_problem(settings: ProviderSettings, others: Iterable[ProviderSettings
     """
     if not has_two_spellings(settings):
         return None
-    raw = settings.model_copy(update={"raw_prefix": True})
+    raw = replace(settings, raw_prefix=True)
     try:
         if not _holds_media(raw):
             return None

@@ -24,7 +24,7 @@ def backend(request: pytest.FixtureRequest) -> Iterator[Backend]:
     with ScriptedServer([from_request(ListedBucket(MEDIA).answer)]) as server:
         credentials = {"access_key_id": "key", "secret_access_key": "secret"}
         settings = {"bucket": "media", "endpoint_url": server.endpoint, "backend": request.param, **credentials}
-        with closing(open_backend(BucketSettings.model_validate(settings))) as backend:
+        with closing(open_backend(BucketSettings.parse(settings))) as backend:
             yield backend
 
 
