@@ -169,9 +169,11 @@ class Downloads:
     async def read_in_thread(self, function: Callable[[], bytes]) -> bytes:
         return await self._module_api.defer_to_threadpool(self._threads.opening, function)
 
-    def straight_from_bucket(self, info: ObjectInfo, offset: int, reader: ResumingReader | None = None) -> ChunkSource:
+    def straight_from_bucket(
+        self, info: ObjectInfo, offset: int, reader: ResumingReader | None = None, no_file: OSError | None = None
+    ) -> ChunkSource:
         reader = reader or ResumingReader(self.backend, info, offset)
-        return BucketSource(self._module_api, self._threads.moving, reader)
+        return BucketSource(self._module_api, self._threads.moving, reader, no_file)
 
     def forget(self, download: SharedDownload) -> None:
         """Let nobody join it any more."""

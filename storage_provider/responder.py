@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import errno
+import logging
+import uuid
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
@@ -17,6 +20,8 @@ from twisted.internet.interfaces import IConsumer, IPushProducer, IReactorTime
 from zope.interface import implementer  # type: ignore[import-untyped]
 
 from storage_provider.sources import ChunkSource
+
+logger = logging.getLogger(__name__)
 
 Result = TypeVar("Result")
 
@@ -74,10 +79,27 @@ class ChunkResponder(Responder):
         self._local_path.unlink(missing_ok=True)
         self._take()
         try:
-            await self._source.put_in_place()
+            try:
+                await self._source.put_in_place()
+            except OSError as error:
+                if error.errno in (errno.ENOSPC, errno.EDQUOT):
+                    # The copy would not fit either, and hold one of Synapse's threads until that shows.
+                    raise
+                logger.debug("%s cannot be put in its place, and is copied there: %s", self._local_path, error)
+                await self._copy_into_place()
         finally:
             # Not before: a consumer with a producer holds one of Synapse's threads.
             _Feed(cast(_Consumer, consumer)).finish()
+
+    async def _copy_into_place(self) -> None:
+        """Write the file beside its place, as Synapse itself could: behind a link, or without locks and hard links."""
+        temporary = self._local_path.with_name(f".{uuid.uuid4().hex}")
+        try:
+            # Synapse has made the directory.
+            await self._send_copy(BackgroundFileConsumer(temporary.open("xb"), cast(Any, self._reactor)))
+            temporary.replace(self._local_path)
+        finally:
+            temporary.unlink(missing_ok=True)
 
     async def _send_copy(self, consumer: BackgroundFileConsumer) -> None:
         """Send to a file, which is written behind our back by a thread that a full disk may end at any time."""

@@ -89,6 +89,7 @@ class SharedDownload:
         self._content: bytes | None = None
         self._reader: ResumingReader | None = None
         self._file: TemporaryFile | None = None
+        self._no_file: OSError | None = None
         self._error: Exception | None = None
         self._available = 0
         # Of the space that the disk has promised to the file, what is not written yet.
@@ -138,7 +139,7 @@ class SharedDownload:
                 raise _present(self._error)
             if self._content is None and self._file is None:
                 reader, self._reader = self._reader, None
-                return self._downloads.straight_from_bucket(self._info, 0, reader)
+                return self._downloads.straight_from_bucket(self._info, 0, reader, self._no_file)
             return DownloadSource(self._downloads, self)
         finally:
             self.leave()
@@ -233,6 +234,7 @@ class SharedDownload:
                 return store.temporary_file(self.path)
         except OSError as error:
             logger.debug("There is no room in %s: %s", store.root, error)
+            self._no_file = error
         return None
 
     def _settle(self, size: int) -> None:

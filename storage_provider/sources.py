@@ -87,10 +87,14 @@ class ResumingReader:
 class BucketSource:
     """Chunks straight from the bucket, each read by a thread that is free again before the next one is asked for."""
 
-    def __init__(self, module_api: ModuleApi, threads: ThreadPool, reader: ResumingReader) -> None:
+    def __init__(
+        self, module_api: ModuleApi, threads: ThreadPool, reader: ResumingReader, no_file: OSError | None = None
+    ) -> None:
+        """`no_file` is why the content does not go into a file; None where the disk has no room for it."""
         self._module_api = module_api
         self._threads = threads
         self._reader = reader
+        self._no_file = no_file
         self._is_reading = False
         self._is_closed = False
 
@@ -104,8 +108,7 @@ class BucketSource:
                 self._reader.close()
 
     async def put_in_place(self) -> None:
-        # It is chosen where the disk has no room.
-        raise OSError(errno.ENOSPC, "there is no room for the file on the disk of the media store")
+        raise self._no_file or OSError(errno.ENOSPC, "there is no room for the file on the disk of the media store")
 
     def close(self) -> None:
         self._is_closed = True

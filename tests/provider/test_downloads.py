@@ -914,6 +914,20 @@ def test_where_there_is_no_room_a_copy_is_an_error_and_no_file(world: World) -> 
     world.assert_nothing_is_held()
 
 
+def test_where_no_file_can_be_made_a_copy_tells_why(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(path: str) -> TemporaryFile:
+        raise PermissionError(errno.EACCES, "Permission denied")
+
+    monkeypatch.setattr(world.store, "temporary_file", refuse)
+    world.bucket.objects[PATH] = LARGE
+    source = world.fetch()
+    with pytest.raises(PermissionError):
+        now(begin_copy(world, source))
+    assert world.read_all(source) == LARGE
+    world.end(source)
+    world.assert_nothing_is_held()
+
+
 @pytest.fixture
 def room_for_one(world: World, monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:
     """Lets the disk have room for one large file, whatever is written."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import threading
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -407,6 +408,45 @@ def test_a_file_that_cannot_be_put_in_its_place_ends_the_copy_with_that_error(re
         thread.join(30)
     assert file.closed
     assert not copy.exists()
+
+
+def test_a_file_that_the_store_does_not_take_is_copied_as_synapse_would(reactor: Reactor, copy: Path) -> None:
+    source = ListedChunks(*CHUNKS)
+    consumer = BackgroundFileConsumer(copy.open("wb"), cast(Any, reactor))
+    sending = send(source, consumer, reactor, copy)
+    source.placed.errback(OSError(errno.ENOTDIR, "Not a directory"))
+    assert not copy.exists()  # nobody sees a part of it
+    reactor.pool.begin()
+    reactor.run_until(sending)
+    assert_done(sending)
+    reactor.pool.begin()
+    reactor.run_until(consumer.wait())
+    assert copy.read_bytes() == b"".join(CHUNKS)
+    assert list(copy.parent.iterdir()) == [copy]
+
+
+def test_a_file_that_there_is_no_room_for_is_not_copied(reactor: Reactor, copy: Path) -> None:
+    source = ListedChunks(*CHUNKS)
+    consumer = BackgroundFileConsumer(copy.open("wb"), cast(Any, reactor))
+    sending = send(source, consumer, reactor, copy)
+    source.placed.errback(OSError(errno.ENOSPC, "No space left on device"))
+    assert isinstance(failure(sending), OSError)
+    assert source.reads == 0
+    reactor.pool.begin()
+    reactor.run_until(consumer.wait())
+
+
+def test_a_copy_that_cannot_be_made_either_leaves_nothing(reactor: Reactor, copy: Path) -> None:
+    source = ListedChunks(b"one", BROKEN)
+    consumer = BackgroundFileConsumer(copy.open("wb"), cast(Any, reactor))
+    sending = send(source, consumer, reactor, copy)
+    source.placed.errback(OSError(errno.EPERM, "Operation not permitted"))
+    reactor.pool.begin()
+    reactor.run_until(sending)
+    assert failure(sending) is BROKEN
+    reactor.pool.begin()
+    reactor.run_until(consumer.wait())
+    assert list(copy.parent.iterdir()) == []
 
 
 def test_a_copy_elsewhere_is_whole_when_the_sending_ends(reactor: Reactor, copy: Path) -> None:
