@@ -95,7 +95,10 @@ class LocalCache:
         where it is. An empty one has lost its disk, or is new: all may come back, also when the first
         restore is interrupted. A moment that lies in the future, by a clock that was ahead once, is
         replaced: until then nothing would come back.
+
+        Raises `MediaStoreError` where directories are links, behind which all media would be taken for lost, and `OSError`.
         """
+        self._store.check()
         before = self._store.offloaded_before()
         if before is None:
             self._store.set_offloaded_before(self._now() if self._store.holds_media() else 0)

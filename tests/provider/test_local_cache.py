@@ -408,7 +408,9 @@ def test_neither_keys_nor_rows_nor_links_lead_out_of_the_media_store(open_site: 
         site.client.put_object(Bucket=site.bucket, Key=key, Body=b"evil")
     assert site.homeserver.stop() == 0
     site.homeserver.wipe_media()
-    (site.homeserver.media_store / "local_content").symlink_to(outside)
+    link = site.homeserver.media_store / "local_content" / media_id[:2]
+    link.parent.mkdir()
+    link.symlink_to(outside)
     (site.homeserver.media_store / "remote_content").mkdir()
     site.mark_log()
     site.homeserver.start()
@@ -417,7 +419,7 @@ def test_neither_keys_nor_rows_nor_links_lead_out_of_the_media_store(open_site: 
     assert list(outside.iterdir()) == []
     assert list((site.homeserver.media_store / "remote_content").iterdir()) == []
     assert "Traceback" not in site.log
-    (site.homeserver.media_store / "local_content").unlink()
+    link.unlink()
     start_again(site)
     eventually("what can be restored is", local_path(site, media_id).exists)
     assert "Traceback" not in site.log

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import resource
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 
@@ -103,3 +104,23 @@ def test_throttling_is_an_error_for_who_wants_a_thumbnail(site: Site, picture: s
         assert site.homeserver.thumbnail(picture, 50, 50).status >= 500
     assert not (site.homeserver.media_store / site.path(picture)).exists()
     assert site.homeserver.thumbnail(picture, 50, 50).status == 200
+
+
+def test_a_thumbnail_is_made_behind_a_link_though_the_local_cache_is_not_kept(
+    open_site: OpenSite, tmp_path: Path
+) -> None:
+    storage = {"auto_restore": True, "auto_restore_monitor_interval": 1}
+    site = open_site("minio", start=False, settings={"dynamic_thumbnails": True}, storage=storage)
+    elsewhere = tmp_path / "local_content"
+    elsewhere.mkdir()
+    site.homeserver.media_store.mkdir()
+    (site.homeserver.media_store / "local_content").symlink_to(elsewhere)
+    site.homeserver.start()
+    media_id = site.homeserver.upload(PICTURE, "image/png")
+    (site.homeserver.media_store / site.path(media_id)).unlink()
+    site.proxy.forget()
+    site.mark_log()
+    site.wait_for_log("WARNING.*local_content is a symbolic link.*mount the directory there")
+    assert site.proxy.requests == []
+    assert site.homeserver.thumbnail(media_id, 50, 50).status == 200
+    assert (site.homeserver.media_store / site.path(media_id)).read_bytes() == PICTURE
