@@ -388,6 +388,9 @@ def _walk(directory: int, path: str, levels: tuple[int | None, ...]) -> Iterator
             continue
         try:
             inner = open_directory(name[:-1], directory)
+        except PermissionError:
+            # Synapse could not read media in it either: `lost+found` is like that.
+            continue
         except OSError as error:
             if is_nothing(error):
                 continue

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from hypothesis import strategies as st
 
-from storage_provider import directories, media_walk
+from storage_provider import directories, media_store, media_walk
 from storage_provider.directories import FileState
 from storage_provider.media_paths import Media
 from storage_provider.media_store import MediaStore
@@ -58,7 +58,8 @@ def refuse_to_walk(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
             raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), wanted)
         return opened(wanted, parent)
 
-    monkeypatch.setattr(media_walk, "open_directory", open_directory)
+    for module in (media_store, media_walk):
+        monkeypatch.setattr(module, "open_directory", open_directory)
 
 
 def run_and_kill(store: MediaStore, code: str, while_it_runs: object = None) -> None:

@@ -26,7 +26,7 @@ from storage_provider.media_paths import (
 )
 from storage_provider.media_store import OWN_DIRECTORY, Locked, MediaStore, MediaStoreError
 from tests.jobs.nasty_names import nasty_media, thumbnail_names
-from tests.jobs.plain_store import PATHS, everything_in, run_and_kill, state_of, write
+from tests.jobs.plain_store import PATHS, everything_in, refuse_to_walk, run_and_kill, state_of, write
 
 
 @pytest.fixture
@@ -105,6 +105,14 @@ class TestWalk:
         for name in (b"ef\xff", b"efgh"):
             Path(os.fsdecode(os.fsencode(directory) + b"/" + name)).write_bytes(b"")
         assert walked(store, "local_content/") == ["local_content/ab/cd/efgh"]
+
+    def test_passes_over_what_it_may_not_read(self, store: MediaStore, monkeypatch: pytest.MonkeyPatch) -> None:
+        write(store, PATHS[2])
+        # On top of each ext4 disk, such as one that is mounted there.
+        (store.root / "remote_content" / "lost+found").mkdir()
+        refuse_to_walk(monkeypatch, "lost+found")
+        assert walked(store, "remote_content/") == [PATHS[2]]
+        assert store.holds_media()
 
     def test_of_a_store_without_media_is_empty(self, store: MediaStore) -> None:
         assert walked(store, *MEDIA_ROOTS) == []
