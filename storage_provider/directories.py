@@ -59,6 +59,20 @@ def make_directory(name: str, parent: int) -> bool:
     return True
 
 
+def adopt(descriptor: int, directory: int) -> None:
+    """Give what root has created to the owner and the group of the directory that it is in, with as many rights for the group.
+
+    A Synapse that runs as somebody else could not work on it, be it the owner or, as in Kubernetes, one of the group.
+    """
+    if os.geteuid() != 0:
+        return
+    theirs, ours = os.fstat(directory), os.fstat(descriptor)
+    for_group = theirs.st_mode & (stat.S_IRWXG if stat.S_ISDIR(ours.st_mode) else stat.S_IRGRP | stat.S_IWGRP)
+    with contextlib.suppress(PermissionError):  # as NFS answers
+        os.fchown(descriptor, theirs.st_uid, theirs.st_gid)
+        os.fchmod(descriptor, stat.S_IMODE(ours.st_mode) | for_group)
+
+
 def is_link(name: str, parent: int) -> bool:
     """Whether there is a symbolic link of that name."""
     try:

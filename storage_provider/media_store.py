@@ -22,6 +22,7 @@ from storage_provider.directories import (
     NEW,
     READ,
     FileState,
+    adopt,
     is_link,
     is_nothing,
     make_directory,
@@ -289,7 +290,7 @@ class MediaStore:
         with contextlib.ExitStack() as held:
             try:
                 own = held.enter_context(self.directory((OWN_DIRECTORY,), make=True))
-                self.adopt(held.enter_context(_flock(locked_by, own, os.O_RDWR | os.O_CREAT, wait=wait)))
+                adopt(held.enter_context(_flock(locked_by, own, os.O_RDWR | os.O_CREAT, wait=wait)), own)
             except OSError as error:
                 # The system tells no more than a name in the directory that was open.
                 lock = self.root / OWN_DIRECTORY / locked_by
@@ -325,7 +326,7 @@ class MediaStore:
             file.write(content)
             file.flush()
             os.fsync(file.fileno())
-            self.adopt(file.fileno())
+            adopt(file.fileno(), own_directory)
         os.rename(new, name, src_dir_fd=own_directory, dst_dir_fd=own_directory)
 
     # --- inside ---
@@ -352,29 +353,16 @@ class MediaStore:
                         raise
                     made = make_directory(segment, current)
                     inner = open_directory(segment, current)
-                os.close(current)
-                current = inner
-                if made:
-                    self.adopt(current)
+                outer, current = current, inner
+                try:
+                    if made:
+                        adopt(inner, outer)
+                finally:
+                    os.close(outer)
         except BaseException:
             os.close(current)
             raise
         return current
-
-    def adopt(self, descriptor: int) -> None:
-        """Give what root has created to the owner of the store."""
-        if self._adopter is not None:
-            with contextlib.suppress(PermissionError):  # as NFS answers
-                os.fchown(descriptor, *self._adopter)
-
-    @cached_property
-    def _adopter(self) -> tuple[int, int] | None:
-        """User and group of the store, for root alone: a Synapse that runs as somebody else could not write there."""
-        if os.geteuid() != 0:
-            return None
-        status = self.root.stat()
-        owner = status.st_uid, status.st_gid
-        return owner if owner != (0, os.getegid()) else None
 
 
 def _walk(directory: int, path: str, levels: tuple[int | None, ...]) -> Iterator[tuple[int, str]]:

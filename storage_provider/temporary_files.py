@@ -10,7 +10,7 @@ import uuid
 from types import TracebackType
 from typing import TYPE_CHECKING, BinaryIO, NamedTuple
 
-from storage_provider.directories import NEW, FileState, is_nothing, regular_state
+from storage_provider.directories import NEW, FileState, adopt, is_nothing, regular_state
 from storage_provider.media_paths import segments_of
 
 if TYPE_CHECKING:
@@ -53,16 +53,12 @@ class TemporaryFile:
             view = view[written:]
 
     def finish(self, mtime: float | None = None) -> None:
-        """Take it for whole, and let the system begin to bring it to the disk: nothing may be written later.
-
-        What root creates belongs to the owner of the store then.
-        """
+        """Take it for whole, and let the system begin to bring it to the disk: nothing may be written later."""
         if self._is_finished:
             return
         self.file.flush()
         if mtime is not None:
             os.utime(self.file.fileno(), (mtime, mtime))
-        self._store.adopt(self.file.fileno())
         _begin_to_write(self.file.fileno())
         self._is_finished = True
 
@@ -103,6 +99,7 @@ class TemporaryFile:
         self.sync()
         self._forget_destination()
         self._destination = Name(self._store.open_directory(directories, make=True), name)
+        adopt(self.file.fileno(), self._destination.directory)
 
     def link(self) -> None:
         """Do the rest of `place`, which takes microseconds and is all or nothing; once after each `prepare`.
@@ -148,6 +145,7 @@ class TemporaryFile:
                 if regular_state(name, parent) != expected:
                     return None
                 temporary = self._named()
+                adopt(self.file.fileno(), parent)
                 os.rename(temporary.name, name, src_dir_fd=temporary.directory, dst_dir_fd=parent)
         except OSError as error:
             if is_nothing(error):
@@ -203,6 +201,7 @@ def locked_file(directory: int) -> tuple[BinaryIO, str]:
             # Between the two calls somebody may have taken it for a stale one.
             fcntl.flock(file, fcntl.LOCK_EX)
             if os.fstat(file.fileno()).st_nlink:
+                adopt(file.fileno(), directory)
                 return file, name
         except BaseException:
             file.close()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import fcntl
 import os
+import stat
 import subprocess
 import threading
 from concurrent.futures import ThreadPoolExecutor
@@ -147,6 +148,34 @@ class TestCreating:
         owners = {(path.stat().st_uid, path.stat().st_gid) for path in store.root.rglob("*")}
         assert owners == {(12345, 54321)}
         assert len(everything_in(store.root)) > 8
+
+    @pytest.mark.skipif(os.geteuid() != 0, reason="only root creates for somebody else")
+    def test_by_root_is_for_the_group_what_its_directory_is(self, store: MediaStore) -> None:
+        # As a volume of Kubernetes is with `fsGroup`, and as no cron of root's would make anything in it.
+        os.chown(store.root, 0, 54321)
+        store.root.chmod(0o2770)
+        umask = os.umask(0o077)
+        try:
+            with store.create(PATHS[2]) as new:
+                new.file.write(b"x")
+            with store.lock("job"):
+                pass
+            store.set_offloaded_before(1)
+        finally:
+            os.umask(umask)
+        for path in store.root.rglob("*"):
+            status = path.stat()
+            rights = 0o2770 if path.is_dir() else 0o660
+            assert (status.st_gid, stat.S_IMODE(status.st_mode)) == (54321, rights), path
+
+    @pytest.mark.skipif(os.geteuid() != 0, reason="only root creates for somebody else")
+    def test_by_root_belongs_to_the_owner_of_the_directory_that_it_is_in(self, store: MediaStore) -> None:
+        (store.root / "remote_content").mkdir()
+        os.chown(store.root / "remote_content", 12345, 54321)
+        with store.create(PATHS[2]) as new:
+            new.file.write(b"x")
+        owners = {(path.stat().st_uid, path.stat().st_gid) for path in (store.root / "remote_content").rglob("*")}
+        assert owners == {(12345, 54321)}
 
     def test_leaves_no_file_open(self, store: MediaStore) -> None:
         before = set(os.listdir("/proc/self/fd"))  # noqa: PTH208
