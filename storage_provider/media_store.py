@@ -45,6 +45,7 @@ from storage_provider.temporary_files import Name, TemporaryFile, give_name, loc
 OWN_DIRECTORY = ".s3_storage_provider"
 """Where this package keeps its own files inside the media store."""
 
+_TEMPORARY = (OWN_DIRECTORY, "tmp")
 _STAMP = "offloaded_before"
 _LISTED = "listed_at"
 
@@ -79,6 +80,7 @@ class MediaStore:
     def __init__(self, root: Path, clock: Callable[[], float] = time.time) -> None:
         self.root = root
         self._clock = clock
+        self._mounts: dict[str, bool] = {}
 
     def check(self) -> None:
         """Refuse a directory that would be mistaken for a media store whose files are gone.
@@ -203,7 +205,7 @@ class MediaStore:
         if self._names_files_late:
             with contextlib.suppress(OSError):
                 return TemporaryFile(self, self._nameless_file(media_root), None)
-        with self.temporary_directory() as directory:
+        with self.temporary_directory(media_root) as directory:
             file, name = locked_file(directory)
             return TemporaryFile(self, file, Name(os.dup(directory), name))
 
@@ -218,16 +220,37 @@ class MediaStore:
                 descriptor = make()
         return os.fdopen(descriptor, "w+b")
 
-    def temporary_directory(self) -> AbstractContextManager[int]:
-        """A descriptor of the directory for files that have no place in the store yet, and need a name."""
-        return self.directory((OWN_DIRECTORY, "tmp"), make=True)
+    def temporary_directory(self, media_root: str) -> AbstractContextManager[int]:
+        """A descriptor of the directory for files that have no place below a media root yet, and need a name.
+
+        Where something is mounted there it is in the mount: a file cannot be moved from one into another.
+        """
+        return self.directory((media_root, OWN_DIRECTORY) if self._is_mount(media_root) else _TEMPORARY, make=True)
+
+    def _is_mount(self, media_root: str) -> bool:
+        """Whether nothing can be moved there; tried, as a directory of the same disk may be mounted there too."""
+        if media_root not in self._mounts:
+            with self.directory(_TEMPORARY, make=True) as temporary, self.directory((media_root,), make=True) as root:
+                file, name = locked_file(temporary)
+                with file:
+                    try:
+                        os.rename(name, name, src_dir_fd=temporary, dst_dir_fd=root)
+                    except OSError as error:
+                        os.unlink(name, dir_fd=temporary)
+                        if error.errno != errno.EXDEV:
+                            raise
+                        self._mounts[media_root] = True
+                    else:
+                        os.unlink(name, dir_fd=root)
+                        self._mounts[media_root] = False
+        return self._mounts[media_root]
 
     @cached_property
     def _names_files_late(self) -> bool:
         """Whether files can be made here without a name and get one later: not on NFS, nor without /proc."""
         name = temporary_name()
         try:
-            with self.temporary_directory() as directory, self._nameless_file(OWN_DIRECTORY) as file:
+            with self.directory(_TEMPORARY, make=True) as directory, self._nameless_file(OWN_DIRECTORY) as file:
                 give_name(file, name, directory)
                 os.unlink(name, dir_fd=directory)
         except (OSError, AttributeError):
@@ -236,9 +259,15 @@ class MediaStore:
 
     def remove_stale_temporary_files(self) -> int:
         """Remove what a process that was killed has left behind; the number of files."""
+        return sum(
+            self._remove_stale_files(directory)
+            for directory in (_TEMPORARY, *((root.rstrip("/"), OWN_DIRECTORY) for root in MEDIA_ROOTS))
+        )
+
+    def _remove_stale_files(self, directory: Iterable[str]) -> int:
         removed = 0
         try:
-            with self.directory((OWN_DIRECTORY, "tmp")) as temporary:
+            with self.directory(directory) as temporary:
                 for name in names_in(temporary, os.DirEntry.is_file):
                     with contextlib.suppress(FileNotFoundError, Locked), _flock(name, temporary, os.O_RDWR):
                         os.unlink(name, dir_fd=temporary)

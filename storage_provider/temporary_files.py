@@ -20,6 +20,9 @@ if TYPE_CHECKING:
 # remove files all around that may happen ten times in a row; an attempt takes microseconds.
 _PLACE_ATTEMPTS = 100
 
+# What file systems answer that have no hard links: exFAT, many network shares, and what stands on FUSE.
+_NO_LINKS = (errno.EPERM, errno.EOPNOTSUPP, errno.ENOTSUP, errno.ENOSYS, errno.EMLINK)
+
 
 class Name(NamedTuple):
     """A name, and a descriptor of the directory that has it, which whoever holds this closes."""
@@ -125,8 +128,7 @@ class TemporaryFile:
         if self._name is None:
             give_name(self.file, given.name, given.directory)
         else:
-            source, old = self._name.directory, self._name.name
-            os.link(old, given.name, src_dir_fd=source, dst_dir_fd=given.directory, follow_symlinks=False)
+            _move(self._name, given)
 
     def _forget_destination(self) -> None:
         destination, self._destination = self._destination, None
@@ -144,7 +146,7 @@ class TemporaryFile:
             with self._store.directory(directories) as parent:
                 if regular_state(name, parent) != expected:
                     return None
-                temporary = self._named()
+                temporary = self._named(directories[0])
                 adopt(self.file.fileno(), parent)
                 os.rename(temporary.name, name, src_dir_fd=temporary.directory, dst_dir_fd=parent)
         except OSError as error:
@@ -164,10 +166,10 @@ class TemporaryFile:
             os.close(self._name.directory)
         self.file.close()
 
-    def _named(self) -> Name:
+    def _named(self, media_root: str) -> Name:
         if self._name is None:
             fcntl.flock(self.file, fcntl.LOCK_EX)
-            with self._store.temporary_directory() as directory:
+            with self._store.temporary_directory(media_root) as directory:
                 name = temporary_name()
                 give_name(self.file, name, directory)
                 self._name = Name(os.dup(directory), name)
@@ -180,6 +182,20 @@ class TemporaryFile:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.discard()
+
+
+def _move(given: Name, new: Name) -> None:
+    """Give a file another name. Raises `FileExistsError` where there is such a file."""
+    try:
+        os.link(given.name, new.name, src_dir_fd=given.directory, dst_dir_fd=new.directory, follow_symlinks=False)
+    except OSError as error:
+        if error.errno not in _NO_LINKS:
+            raise
+        # Who puts a file there between the two calls has fetched the same one.
+        with contextlib.suppress(FileNotFoundError):
+            os.stat(new.name, dir_fd=new.directory, follow_symlinks=False)
+            raise FileExistsError(errno.EEXIST, "there is such a file already", new.name) from None
+        os.rename(given.name, new.name, src_dir_fd=given.directory, dst_dir_fd=new.directory)
 
 
 def temporary_name() -> str:
@@ -205,6 +221,8 @@ def locked_file(directory: int) -> tuple[BinaryIO, str]:
                 return file, name
         except BaseException:
             file.close()
+            with contextlib.suppress(OSError):
+                os.unlink(name, dir_fd=directory)
             raise
         file.close()
 

@@ -8,6 +8,7 @@ import os
 import stat
 import subprocess
 import threading
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -29,6 +30,18 @@ def store(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.Mo
     root = tmp_path / "media_store"
     root.mkdir()
     return MediaStore(root)
+
+
+@pytest.fixture
+def mounted(store: MediaStore, small_disk: Path) -> Iterator[Path]:
+    """A part of the store on a disk of its own."""
+    directory = store.root / "remote_content"
+    directory.mkdir()
+    subprocess.run(["mount", "--bind", small_disk, directory], check=True)
+    try:
+        yield directory
+    finally:
+        subprocess.run(["umount", directory], check=True)
 
 
 @both_ways
@@ -266,16 +279,45 @@ class TestTemporaryFiles:
         assert removed == [1]
         assert (store.root / PATHS[0]).read_bytes() == b"x"
 
-    def test_get_their_place_on_a_disk_that_is_mounted_in_the_store(self, store: MediaStore, small_disk: Path) -> None:
-        mounted = store.root / "remote_content"
-        mounted.mkdir()
-        subprocess.run(["mount", "--bind", small_disk, mounted], check=True)
-        try:
-            with store.create(PATHS[2]) as new:
-                new.file.write(b"x")
-            assert (store.root / PATHS[2]).read_bytes() == b"x"
-        finally:
-            subprocess.run(["umount", mounted], check=True)
+    @both_ways
+    def test_get_their_place_on_a_disk_that_is_mounted_in_the_store(self, store: MediaStore, mounted: Path) -> None:
+        with store.create(PATHS[2]) as new:
+            new.file.write(b"x")
+        assert (store.root / PATHS[2]).read_bytes() == b"x"
+        with store.temporary_file(PATHS[2]) as temporary:
+            temporary.file.write(b"whole")
+            temporary.replace(PATHS[2], state_of(store, PATHS[2]))
+        assert (store.root / PATHS[2]).read_bytes() == b"whole"
+        assert [each.path for each in store.walk_files("remote_content/")] == [PATHS[2]]
+
+    @named
+    def test_of_killed_processes_are_removed_from_such_a_disk_too(self, store: MediaStore, mounted: Path) -> None:
+        run_and_kill(store, f"import os; del os.O_TMPFILE\n{self.CREATE.replace(PATHS[0], PATHS[2])}")
+        assert store.remove_stale_temporary_files() == 1
+        assert not [path for path in store.root.rglob("*") if path.is_file()]
+
+    @named
+    def test_get_their_place_without_hard_links(self, store: MediaStore, monkeypatch: pytest.MonkeyPatch) -> None:
+        def refuse(*args: Any, **kwargs: Any) -> None:
+            raise OSError(errno.EPERM, "Operation not permitted")
+
+        monkeypatch.setattr(os, "link", refuse)
+        with store.create(PATHS[0]) as new:
+            new.file.write(b"x")
+        with pytest.raises(FileExistsError), store.create(PATHS[0]) as new:
+            new.file.write(b"another")
+        assert (store.root / PATHS[0]).read_bytes() == b"x"
+        assert list((store.root / OWN_DIRECTORY / "tmp").iterdir()) == []
+
+    @named
+    def test_that_cannot_be_locked_leave_nothing(self, store: MediaStore, monkeypatch: pytest.MonkeyPatch) -> None:
+        def refuse(*args: Any) -> None:
+            raise OSError(errno.ENOLCK, "No locks available")
+
+        monkeypatch.setattr(fcntl, "flock", refuse)
+        with pytest.raises(OSError, match="No locks"):
+            store.temporary_file(PATHS[0])
+        assert list((store.root / OWN_DIRECTORY / "tmp").iterdir()) == []
 
     @pytest.mark.parametrize("refused", ["open", "link"])
     def test_have_a_name_where_the_system_refuses_others(
