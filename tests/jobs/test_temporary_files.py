@@ -190,6 +190,18 @@ class TestCreating:
         owners = {(path.stat().st_uid, path.stat().st_gid) for path in (store.root / "remote_content").rglob("*")}
         assert owners == {(12345, 54321)}
 
+    def test_by_root_is_possible_where_there_are_no_owners(
+        self, store: MediaStore, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        def refuse(*args: Any) -> None:
+            raise OSError(errno.ENOSYS, "Function not implemented")
+
+        monkeypatch.setattr(os, "geteuid", lambda: 0)
+        monkeypatch.setattr(os, "fchown", refuse)
+        with store.lock("job"), store.create(PATHS[0]) as new:
+            new.file.write(b"x")
+        assert (store.root / PATHS[0]).read_bytes() == b"x"
+
     def test_leaves_no_file_open(self, store: MediaStore) -> None:
         before = set(os.listdir("/proc/self/fd"))  # noqa: PTH208
         for _ in range(2):
