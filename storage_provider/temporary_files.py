@@ -20,8 +20,9 @@ if TYPE_CHECKING:
 # remove files all around that may happen ten times in a row; an attempt takes microseconds.
 _PLACE_ATTEMPTS = 100
 
-# What file systems answer that have no hard links: exFAT, many network shares, and what stands on FUSE.
-_NO_LINKS = (errno.EPERM, errno.EOPNOTSUPP, errno.ENOTSUP, errno.ENOSYS, errno.EMLINK)
+# What file systems answer that have no hard links, or none between directories: exFAT, many network shares, AFS, and
+# what stands on FUSE.
+_NO_LINKS = (errno.EPERM, errno.EOPNOTSUPP, errno.ENOTSUP, errno.ENOSYS, errno.EMLINK, errno.EXDEV)
 
 
 class Name(NamedTuple):

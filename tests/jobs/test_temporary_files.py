@@ -309,9 +309,12 @@ class TestTemporaryFiles:
         assert not [path for path in store.root.rglob("*") if path.is_file()]
 
     @named
-    def test_get_their_place_without_hard_links(self, store: MediaStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    @pytest.mark.parametrize("reason", ["EPERM", "EOPNOTSUPP", "ENOSYS", "EXDEV"])
+    def test_get_their_place_without_hard_links(
+        self, store: MediaStore, monkeypatch: pytest.MonkeyPatch, reason: str
+    ) -> None:
         def refuse(*args: Any, **kwargs: Any) -> None:
-            raise OSError(errno.EPERM, "Operation not permitted")
+            raise OSError(getattr(errno, reason), "no")
 
         monkeypatch.setattr(os, "link", refuse)
         with store.create(PATHS[0]) as new:
