@@ -91,6 +91,7 @@ class CacheKeeper:
             self._wait(self._interval)
 
     def _keep(self) -> None:
+        self._warn_of_other_disks()
         at_start = self._settings.auto_restore and self._settings.auto_restore_startup
         is_full = False
         if not at_start:
@@ -103,6 +104,14 @@ class CacheKeeper:
             # Where a pass that was to make room found nothing to remove, the next one would not either.
             urgent = min(rest, _LONGEST_URGENT_REST_SECONDS) if has_helped else regular
             is_full = self._wait(regular, at_least=urgent)
+
+    def _warn_of_other_disks(self) -> None:
+        if elsewhere := self._store.on_other_disks():
+            logger.warning(
+                "Local cache: min_free_space looks at the disk of %s alone, and does not see how full those of %s are",
+                self._store.root,
+                ", ".join(name.rstrip("/") for name in elsewhere),
+            )
 
     @property
     def _interval(self) -> float:

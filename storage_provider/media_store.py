@@ -170,9 +170,16 @@ class MediaStore:
             yield from _walk(directory, media_root, LEVELS[media_root])
 
     def free_space(self) -> tuple[int, int]:
-        """The bytes that may still be written, and those of the whole disk."""
+        """The bytes that may still be written, and those of the whole disk: that of the store itself."""
         disk = os.statvfs(self.root)
         return disk.f_bavail * disk.f_frsize, disk.f_blocks * disk.f_frsize
+
+    def on_other_disks(self) -> list[str]:
+        """Those of the directories for media whose disk `free_space` does not speak of."""
+        with self.directory(()) as root:
+            names = sorted(f"{name}/" for name in names_in(root, os.DirEntry.is_dir))
+            disk = os.fstat(root).st_dev
+            return [name for name in names if name in MEDIA_ROOTS and os.stat(name, dir_fd=root).st_dev != disk]
 
     # --- changing ---
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import subprocess
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -93,6 +94,25 @@ def test_first_pass_begins_at_start(make: Make) -> None:
     cache = ScriptedCache()
     make(cache).start()
     assert cache.begun.get(timeout=PATIENCE) == 1
+
+
+def test_disks_whose_free_space_nobody_looks_at_are_told_once(
+    make: Make, store: MediaStore, small_disk: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (store.root / "remote_content").mkdir()
+    mounted = store.root / "local_content"
+    mounted.mkdir()
+    cache = ScriptedCache()
+    subprocess.run(["mount", "--bind", small_disk, mounted], check=True)
+    try:
+        with caplog.at_level(logging.WARNING):
+            make(cache, auto_restore_monitor_interval=1).start()
+            for _ in range(2):
+                cache.begun.get(timeout=PATIENCE)
+    finally:
+        subprocess.run(["umount", mounted], check=True)
+    (told,) = [record.message for record in caplog.records if "min_free_space" in record.message]
+    assert told.endswith("does not see how full those of local_content are")
 
 
 def test_passes_follow_each_other_at_the_interval(make: Make) -> None:
