@@ -29,6 +29,13 @@ Result = TypeVar("Result")
 _STALLED_SECONDS = 90
 
 
+class WrongLength(Exception):
+    """The client has been told to expect another number of bytes."""
+
+    def __init__(self) -> None:
+        super().__init__("the object has not as many bytes as Synapse's database says")
+
+
 class ChunkResponder(Responder):
     """A response made of a source's chunks, which is closed with the response.
 
@@ -62,6 +69,9 @@ class ChunkResponder(Responder):
                     await self._send_copy(consumer)
             return
         self._take()
+        if getattr(_request(consumer), "method", None) == b"HEAD":
+            # Twisted drops all that is written: a whole object would be fetched for nothing.
+            return
         feed = _Feed(cast(_Consumer, consumer))
         try:
             await self._send(feed)
@@ -72,6 +82,9 @@ class ChunkResponder(Responder):
             raise
         finally:
             feed.finish()
+        if not feed.has_sent_all:
+            _abort(consumer)
+            raise WrongLength
 
     async def _put_in_place(self, consumer: BackgroundFileConsumer) -> None:
         """Put the whole file where Synapse has begun to write a copy, and let it find that done."""
@@ -145,14 +158,18 @@ def _file_name(consumer: Any) -> Path | None:
     return Path(name) if isinstance(name, str) else None
 
 
+def _request(consumer: Any) -> Any:
+    """The request behind a consumer, which may be a part of a multipart answer."""
+    return getattr(consumer, "wrapped_consumer", consumer)
+
+
 def _abort(consumer: Any) -> None:
     """End the client's connection, so that it does not take what was sent for the whole.
 
     Synapse has sent a Content-Length and would finish the request as if nothing had happened;
     the client would wait for the rest until its own time-out.
     """
-    request = getattr(consumer, "wrapped_consumer", consumer)
-    transport = getattr(request, "transport", None)
+    transport = getattr(_request(consumer), "transport", None)
     if transport is not None:
         transport.abortConnection()
 
@@ -173,6 +190,8 @@ class _Feed:
 
     def __init__(self, consumer: _Consumer) -> None:
         self._consumer: _Consumer | None = consumer
+        self._request = _request(consumer)
+        self._announced = _announced_length(self._request)
         self._is_paused = False
         self._resumed: Deferred[None] | None = None
         consumer.registerProducer(self, True)
@@ -182,11 +201,19 @@ class _Feed:
         """Whether the consumer wants no more."""
         return self._consumer is None
 
+    @property
+    def has_sent_all(self) -> bool:
+        """Whether the client, at the end, has got what it has been told to expect, as far as that can be told."""
+        return self._announced is None or self._request.sentLength == self._announced
+
     async def write(self, chunk: bytes, reactor: IReactorTime) -> None:
         """Write, and wait until the consumer has room for more, or has gone.
 
-        Raises `TimeoutError` when it takes too long.
+        Raises `TimeoutError` when it takes too long, and `WrongLength` instead of writing what the client would take for
+        the beginning of the next answer.
         """
+        if self._announced is not None and self._request.sentLength + len(chunk) > self._announced:
+            raise WrongLength
         if self._consumer is not None:
             self._consumer.write(chunk)
         if self._is_paused and self._consumer is not None:
@@ -221,6 +248,13 @@ class _Feed:
         if resumed is not None and not resumed.called:
             with PreserveLoggingContext():
                 resumed.callback(None)
+
+
+def _announced_length(request: Any) -> int | None:
+    """The bytes that a request's answer was announced to have; None where it was not, as for a copy into a file."""
+    headers = getattr(request, "responseHeaders", None)
+    values = None if headers is None else headers.getRawHeaders("Content-Length")
+    return int(values[0]) if values else None
 
 
 def _stalled(_result: object, seconds: float) -> None:

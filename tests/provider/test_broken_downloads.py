@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import http.client
 import os
 
@@ -34,6 +35,15 @@ def aborted_download(site: Site, media_id: str) -> bytes:
         except ConnectionResetError:
             pass
         return received
+
+
+def all_that_comes(site: Site, media_id: str) -> bytes:
+    """What a client that does not hang up gets on its connection until that ends."""
+    received = b""
+    with site.reader(media_id) as connection, contextlib.suppress(ConnectionResetError):
+        while piece := connection.recv(64 << 10):
+            received += piece
+    return received
 
 
 def test_an_answer_that_breaks_off_once_is_taken_up_again_where_it_broke(site: Site) -> None:
@@ -97,3 +107,23 @@ def test_an_object_that_is_replaced_meanwhile_is_never_mixed_with_the_old_one(si
     assert LARGE.startswith(received)
     # Whoever asks from now on gets the new one.
     assert site.homeserver.download(media_id).body == bytes(len(LARGE))
+
+
+@pytest.mark.parametrize("size", [1000, 1 << 20])
+def test_what_an_object_has_beyond_the_announced_length_is_not_sent_as_the_next_answer(site: Site, size: int) -> None:
+    content = os.urandom(size)
+    media_id = site.upload_and_lose(content)
+    forged = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n{}"
+    site.client.put_object(Bucket=site.bucket, Key=site.key(media_id), Body=content + forged)
+    assert forged not in all_that_comes(site, media_id)
+    assert "not as many bytes as Synapse's database says" in site.log
+
+
+@pytest.mark.parametrize("size", [1000, 1 << 20])
+def test_an_object_that_is_shorter_than_announced_ends_the_clients_connection(site: Site, size: int) -> None:
+    content = os.urandom(size)
+    media_id = site.upload_and_lose(content)
+    site.client.put_object(Bucket=site.bucket, Key=site.key(media_id), Body=content[: size // 2])
+    # Were the connection not ended, this would wait for the rest in vain.
+    all_that_comes(site, media_id)
+    assert "not as many bytes as Synapse's database says" in site.log

@@ -107,3 +107,11 @@ def test_clients_that_hang_up_before_the_bucket_answers_leave_nothing_behind(sit
     site.proxy.wait_until_idle()
     assert site.homeserver.download(media_id).body == LARGE
     assert [line for line in site.trouble() if "already disconnected" not in line] == []
+
+
+def test_a_client_that_asks_for_the_headers_alone_gets_them(site: Site) -> None:
+    media_id = site.upload_and_lose(LARGE)
+    answer = site.homeserver.request("HEAD", site.homeserver.download_path(media_id))
+    assert (answer.status, answer.headers["Content-Length"], answer.body) == (200, str(len(LARGE)), b"")
+    site.proxy.wait_until_idle()
+    assert site.trouble() == []

@@ -16,9 +16,10 @@ from synapse.util.file_consumer import BackgroundFileConsumer
 from twisted.internet.defer import CancelledError, Deferred, ensureDeferred
 from twisted.internet.task import Clock
 from twisted.python.failure import Failure
+from twisted.web.http_headers import Headers
 
 from backends.errors import BackendUnavailable
-from storage_provider.responder import ChunkResponder
+from storage_provider.responder import ChunkResponder, WrongLength
 
 CHUNKS = [b"one", b"two", b"three"]
 BROKEN = BackendUnavailable("the content broke off", operation="open", key="key")
@@ -83,6 +84,20 @@ class Client:
             self.producer.pauseProducing()
         if len(self.written) == self._stop_after:
             self.producer.stopProducing()
+
+
+class AnnouncingClient(Client):
+    """A client that has been told how many bytes come, as all of Synapse's are, and that counts them as Twisted does."""
+
+    def __init__(self, announced: int, method: bytes = b"GET") -> None:
+        super().__init__()
+        self.method = method
+        self.responseHeaders = Headers({"Content-Length": [str(announced)]})
+        self.sentLength = 0
+
+    def write(self, data: bytes) -> None:
+        super().write(data)
+        self.sentLength += len(data)
 
 
 def send(
@@ -253,6 +268,64 @@ def test_behind_a_multipart_answer_it_is_the_clients_connection_that_ends() -> N
     assert failure(send(ListedChunks(b"one", BROKEN), multipart)) is BROKEN
     assert client.transport.aborted == 1
     assert multipart.transport.aborted == 0
+
+
+def test_as_many_bytes_as_announced_are_no_error() -> None:
+    client = AnnouncingClient(announced=11)
+    assert_done(send(ListedChunks(*CHUNKS), client))
+    assert client.written == CHUNKS
+    assert client.transport.aborted == 0
+
+
+def test_more_bytes_than_announced_are_not_sent_and_end_the_clients_connection() -> None:
+    client = AnnouncingClient(announced=10)
+    assert isinstance(failure(send(ListedChunks(*CHUNKS), client)), WrongLength)
+    assert client.written == CHUNKS[:2]
+    assert client.transport.aborted == 1
+    assert client.unregistered == 1
+
+
+def test_fewer_bytes_than_announced_end_the_clients_connection() -> None:
+    client = AnnouncingClient(announced=12)
+    assert isinstance(failure(send(ListedChunks(*CHUNKS), client)), WrongLength)
+    assert client.transport.aborted == 1
+    assert client.unregistered == 1
+
+
+@pytest.mark.parametrize(("announced", "is_right"), [(10, False), (11, True), (12, False)])
+def test_what_is_announced_of_a_multipart_answer_is_all_of_it(announced: int, is_right: bool) -> None:
+    boundary = b"--boundary--"
+    client = AnnouncingClient(announced + len(boundary))
+
+    class Multipart(Client):
+        wrapped_consumer = client
+
+        def write(self, data: bytes) -> None:
+            client.write(data)
+
+        def registerProducer(self, producer: Any, streaming: bool) -> None:
+            super().registerProducer(producer, streaming)
+            client.registerProducer(producer, streaming)
+
+        def unregisterProducer(self) -> None:
+            super().unregisterProducer()
+            client.write(boundary)
+            client.unregisterProducer()
+
+    sending = send(ListedChunks(*CHUNKS), Multipart())
+    if is_right:
+        assert_done(sending)
+    else:
+        assert isinstance(failure(sending), WrongLength)
+    assert client.transport.aborted == (0 if is_right else 1)
+
+
+def test_a_client_that_asks_for_the_headers_alone_costs_no_object() -> None:
+    source, client = ListedChunks(*CHUNKS), AnnouncingClient(announced=11, method=b"HEAD")
+    assert_done(send(source, client))
+    assert (source.reads, source.closed) == (0, 1)
+    assert client.written == []
+    assert client.transport.aborted == 0
 
 
 def test_a_client_whose_connection_is_gone_needs_no_end() -> None:
