@@ -1,6 +1,6 @@
-"""HTTP answers whose headers are read in a third of the time.
+"""HTTP answers whose headers are read in a third of the time, and of which no more is taken into memory than fits.
 
-Python's own client has a parser of mail read them, which takes a tenth of the time of fetching a small object.
+Python's own client has a parser of mail read the headers, which takes a tenth of the time of fetching a small object.
 """
 
 from __future__ import annotations
@@ -18,6 +18,9 @@ _END = b"\r\n"
 # As http.client has them.
 _MOST_HEADERS = 100
 _LONGEST_LINE_BYTES = 64 << 10
+
+# What is read at once is errors and pages of listings: of 1,000 keys of 1,024 bytes, each written as three characters.
+_MOST_AT_ONCE = 16 << 20
 
 
 def parse_headers(file: BinaryIO, **options: Any) -> http.client.HTTPMessage:
@@ -59,7 +62,20 @@ def with_other_globals(function: Any, **replaced: Any) -> FunctionType:
 
 
 class Response(http.client.HTTPResponse):
-    """Python's own, but for `parse_headers`."""
+    """Python's own, but for `parse_headers`, and for contents without a bound."""
 
     # It calls the function of its module, which is not ours to replace for everybody.
     begin = with_other_globals(http.client.HTTPResponse.begin, parse_headers=parse_headers)
+
+    def read(self, amt: int | None = None) -> bytes:
+        """Read as Python's own does. Raises `HTTPException` where all is asked for, and that is too much."""
+        if amt is not None:
+            return super().read(amt)
+        # What is announced comes, or is found to be short; where nothing is, it may go on for ever.
+        if self.length is not None and self.length <= _MOST_AT_ONCE:
+            return super().read()
+        content = b"" if self.length is not None else super().read(_MOST_AT_ONCE + 1)
+        if self.length is not None or len(content) > _MOST_AT_ONCE:
+            self.close()
+            raise http.client.HTTPException(f"the answer is longer than {_MOST_AT_ONCE >> 20} MiB")
+        return content

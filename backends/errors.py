@@ -5,6 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import ClassVar
 
+# Longer words of a server would flood the log.
+_LONGEST_REASON = 1000
+
 
 class SettingsError(ValueError):
     """A setting is missing, wrong, or contradicts another one.
@@ -38,6 +41,7 @@ class BackendError(Exception):
         code: str | None = None,
         status: int | None = None,
     ) -> None:
+        reason = in_one_line(reason[:_LONGEST_REASON])
         target = operation if key is None else f"{operation} {key!r}"
         super().__init__(f"{target}: {reason}")
         self.reason = reason
@@ -153,6 +157,12 @@ def error_class(status: int, code: str | None, *, of_object: bool) -> type[Backe
     if status in _BY_STATUS:
         return _BY_STATUS[status]
     return RequestRejected if 300 <= status < 500 else BackendUnavailable
+
+
+def in_one_line(text: str) -> str:
+    """A text without line breaks and escapes, to be shown in a log or on a terminal, whoever has written it."""
+    words = " ".join(text.split())
+    return "".join(character if character.isprintable() else "\N{REPLACEMENT CHARACTER}" for character in words)
 
 
 def cause_chain(error: BaseException) -> Iterator[BaseException]:

@@ -9,6 +9,8 @@ import time
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, NoReturn
 
+from backends.errors import in_one_line
+
 if TYPE_CHECKING:
     from tqdm import tqdm
 
@@ -64,6 +66,8 @@ class Output:
 
     def complain(self, text: str) -> None:
         """Tell what went wrong, without spoiling the progress bar."""
+        # Names of files and ids are in it, as others have chosen them.
+        text = in_one_line(text)
         if self._bar is None:
             print(text, file=sys.stderr, flush=True)
         else:

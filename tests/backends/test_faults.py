@@ -155,7 +155,9 @@ def encrypted() -> Behaviour:
     return reply(200, b"", {"ETag": '"0123"', SSE_ALGORITHM: "AES256"})
 
 
-def page(*keys: str, token: str | None = None, truncated: bool = False, before: str = "") -> Behaviour:
+def page(
+    *keys: str, token: str | None = None, truncated: bool = False, before: str = "", encoding: str = ""
+) -> Behaviour:
     """A page of a listing, of version 1 where it is truncated without a token."""
     entries = "".join(
         f"<Contents><Key>{escape(key)}</Key><LastModified>2026-11-02T12:00:00.000Z</LastModified>"
@@ -168,10 +170,20 @@ def page(*keys: str, token: str | None = None, truncated: bool = False, before: 
     return reply(
         200,
         f'<?xml version="1.0"?>{before}<ListBucketResult xmlns="http://s3.amazonaws.com/doc/2006-03-01/">'
-        f"<Name>bucket</Name><Prefix></Prefix>{goes_on}{entries}</ListBucketResult>",
+        f"<Name>bucket</Name><Prefix></Prefix><EncodingType>{encoding}</EncodingType>{goes_on}{entries}</ListBucketResult>",
         {"Content-Type": "application/xml"},
     )
 
+
+# Where the length is not announced it may be any.
+_UNTIL_CLOSED = {"Connection": "close"}
+LONG_ERROR = response_head(404, _UNTIL_CLOSED) + error_xml("NoSuchKey").encode() + bytes(20 << 20)
+LONG_ERROR_IN_CHUNKS = (
+    response_head(404, {"Transfer-Encoding": "chunked"})
+    + (b"100000\r\n" + bytes(1 << 20) + b"\r\n") * 20
+    + b"0\r\n\r\n"
+)
+LONG_LISTING = response_head(200, _UNTIL_CLOSED) + b"<ListBucketResult>" + b" " * (20 << 20) + b"</ListBucketResult>"
 
 ANSWERS = [
     (404, "NoSuchKey", get, ObjectNotFound, 1),
@@ -270,6 +282,11 @@ FAULTS = [
     ),
     Fault("an error that is cut short", get, [reply(404, error_xml("NoSuchBucket")[:60], length=500)], BackendUnavailable, 3),
     Fault("a forbidden that is cut short", put, [reply(403, b"<Err", length=500)], BackendUnavailable, 3),
+    Fault("an error that does not fit into memory", get, [raw(LONG_ERROR)], BackendUnavailable, 3),
+    Fault("an error that does not fit into memory, in chunks", put, [raw(LONG_ERROR_IN_CHUNKS)], BackendUnavailable, 3),
+    Fault("an error that is said to be a terabyte", get, [reply(404, HTML, length=1 << 40)], BackendUnavailable, 3),
+    Fault("a listing that does not fit into memory", listing, [raw(LONG_LISTING)], BackendUnavailable, 3),
+    Fault("a listing that is said to be a terabyte", listing, [reply(200, "<ListBucketResult>", length=1 << 40)], BackendUnavailable, 3),
     Fault("a connection dropped before the answer", get, [drop()], BackendUnavailable, 3),
     Fault("a connection dropped before a put's answer", put, [drop()], BackendUnavailable, 3),
     Fault("a connection dropped during the upload", lambda b: put(b, bytes(TOO_MUCH)), [drop_during_upload()], BackendUnavailable, 3),
@@ -518,6 +535,34 @@ def test_the_code_of_the_last_answer_is_kept(make: Callable[..., Backend]) -> No
         assert "503 SlowDown: please wait" in str(told)
 
 
+ESCAPES = "no\u009b31mmore\u202e\u2028\nERROR of another program"
+TERMINAL_TITLE = "\x1b]0;title\x07"
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        error(400, "InvalidArgument", ESCAPES),
+        error(400, ESCAPES),
+        raw(f"{TERMINAL_TITLE}\r\n\r\n".encode()),
+        stored(Last_Modified=TERMINAL_TITLE),
+    ],
+    ids=["message", "code", "status line", "date"],
+)
+def test_what_a_server_says_is_told_in_one_line_without_escapes(
+    make: Callable[..., Backend], answer: Behaviour
+) -> None:
+    with ScriptedServer([answer]) as server:
+        told = str(error_of(lambda: get(make(server))))
+    assert told.isprintable()
+    assert "ERROR of another program" in told or "]0;title" in told
+
+
+def test_a_server_that_says_much_is_told_of_in_part(make: Callable[..., Backend]) -> None:
+    with ScriptedServer([error(400, "InvalidArgument", "much " * 100_000)]) as server:
+        assert 500 < len(str(error_of(lambda: get(make(server))))) < 2000
+
+
 def test_slow_refusals_are_not_repeated_beyond_the_time(make: Callable[..., Backend]) -> None:
     """Each answer comes in time; all attempts together must too."""
 
@@ -619,6 +664,13 @@ def test_an_etag_that_a_proxy_has_marked_as_weak_is_told_as_it_was(make: Callabl
 
 
 # --- listings ---
+
+
+def test_a_page_of_the_longest_keys_is_read(make: Callable[..., Backend]) -> None:
+    keys = [f"{number:03d}" + "\x01" * 1021 for number in range(1000)]
+    encoded = page(*(key.replace("\x01", "%01") for key in keys), encoding="url")
+    with ScriptedServer([encoded]) as server:
+        assert listing(make(server)) == keys
 
 
 def test_a_server_that_knows_version_1_of_listings_only_is_listed_to_the_end(make: Callable[..., Backend]) -> None:

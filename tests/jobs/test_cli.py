@@ -270,6 +270,16 @@ def test_what_cannot_be_looked_for_is_told_by_check_deleted(site: MediaSite) -> 
     assert cached(site) == {"AbcdEfgh": True, "r": False}
 
 
+@QUICKLY
+def test_what_others_have_named_does_nothing_to_the_terminal(site: MediaSite) -> None:
+    # Whoever asks for media of another server chooses the id that it is known by.
+    site.database.add_remote("a.org", "id\x1b[31m\nfailed: \u202e", "../up")
+    site.write_homeserver_yaml()
+    done = site.run("restore", "store", "--all", status=1)
+    assert done.err.startswith("failed: a.org id") and done.err.count("\n") == 1
+    assert done.err.rstrip("\n").isprintable()
+
+
 # --- wrong use ---
 
 
