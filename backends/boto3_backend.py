@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 import logging
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
@@ -58,6 +59,8 @@ class Boto3Backend(S3Backend["S3Client"]):
             aws_secret_access_key=access_key.secret_access_key if access_key else None,
             aws_session_token=access_key.session_token if access_key else None,
         )
+        # What goes wrong with them is not to be taken for a fault of the endpoint.
+        session.get_credentials()
         try:
             client = session.client(
                 "s3",
@@ -84,8 +87,9 @@ class Boto3Backend(S3Backend["S3Client"]):
         return client
 
     def _is_credentials_error(self, error: Exception) -> bool:
-        # The chain has many ways to fail: profiles, SSO, a role that STS refuses.
-        return isinstance(error, (BotoCoreError, ClientError))
+        # The chain has many ways to fail: profiles, SSO, a role that STS refuses, new credentials that have expired, a process
+        # that does not print JSON.
+        return isinstance(error, (BotoCoreError, ClientError, RuntimeError, json.JSONDecodeError))
 
     def _send(self, request: AWSPreparedRequest, **_: Any) -> AWSResponse:
         """Send what botocore has signed; it takes the answer of a `before-send` handler for its own."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import configparser
 import contextlib
 import re
 import threading
@@ -108,7 +109,10 @@ class Secrets:
 
     def conceal(self, error: Exception) -> Exception:
         """The exception as it is, or, when it or one behind it quotes a secret, what can be told of it."""
-        told = [str(each) + repr(each) for each in cause_chain(error)]
-        if any(self.scrub(text) != text for text in told):
+        chain = list(cause_chain(error))
+        told = [str(each) + repr(each) for each in chain]
+        # Who finds a fault in ~/.aws/credentials quotes the line.
+        quotes_file = any(isinstance(each, configparser.Error) for each in chain)
+        if quotes_file or any(self.scrub(text) != text for text in told):
             return RuntimeError(self.scrub(f"{type(error).__name__}: {error}"))
         return error

@@ -7,11 +7,14 @@ request. It is private: the version of minio in setup.cfg is bounded for that re
 
 from __future__ import annotations
 
+import configparser
 from collections.abc import Mapping, Sequence
+from typing import Any
 from urllib.parse import urlsplit
 
 import urllib3
 from minio import Minio
+from minio.credentials.credentials import Credentials
 from minio.credentials.providers import (
     AWSConfigProvider,
     ChainedProvider,
@@ -23,9 +26,11 @@ from minio.credentials.providers import (
 from minio.datatypes import Part as MinioPart
 from minio.deleteobjects import DeleteObject
 from minio.sse import SseCustomerKey
+from urllib3.response import BaseHTTPResponse
 
 from backends.answers import Headers, lowered
 from backends.credentials import AccessKey
+from backends.errors import innermost
 from backends.multipart import Part
 from backends.reader import RawBody
 from backends.s3_backend import S3Backend, content_md5
@@ -45,7 +50,7 @@ class MinioBackend(S3Backend[Minio]):
             secure=settings.is_https,
             region=self._region,
             http_client=self._transport,
-            credentials=_static(access_key) if access_key else _environment_chain(),
+            credentials=_static(access_key) if access_key else _EnvironmentChain(),
         )
         if settings.addressing_style == "virtual":
             client.enable_virtual_style_endpoint()  # type: ignore[no-untyped-call]
@@ -149,7 +154,37 @@ def _static(access_key: AccessKey) -> Provider:
     return StaticProvider(access_key.access_key_id, access_key.secret_access_key, access_key.session_token)
 
 
-def _environment_chain() -> Provider:
+class _EnvironmentChain(ChainedProvider):
     """Environment, ~/.aws, then the machine's role (EC2, ECS, Kubernetes service accounts)."""
-    metadata_client = urllib3.PoolManager(timeout=_METADATA_TIMEOUT, retries=urllib3.Retry(1))
-    return ChainedProvider([EnvAWSProvider(), AWSConfigProvider(), IamAwsProvider(http_client=metadata_client)])
+
+    def __init__(self) -> None:
+        metadata_client = _RoleClient(timeout=_METADATA_TIMEOUT, retries=urllib3.Retry(1))
+        super().__init__([EnvAWSProvider(), AWSConfigProvider(), IamAwsProvider(http_client=metadata_client)])
+
+    def retrieve(self) -> Credentials:
+        """Find credentials. Raises `ValueError`, and tells no secret."""
+        try:
+            return super().retrieve()
+        except configparser.Error:
+            # It quotes the line.
+            reason = "the file with the AWS credentials cannot be read (minio-py takes a single % for a mistake)"
+        except ValueError as error:
+            reason = str(error)
+        except Exception as error:
+            reason = f"those of the machine's role cannot be had: {innermost(error)}"
+        # Out of the handler, so that what went wrong does not become the context.
+        raise ValueError(reason)
+
+
+class _RoleClient(urllib3.PoolManager):
+    """Asks for the credentials of a role.
+
+    minio-py puts the token of a service account into the URL, which urllib3 logs and quotes in its errors. AWS takes it in
+    the body as well: https://docs.aws.amazon.com/STS/latest/APIReference/API_AssumeRoleWithWebIdentity.html
+    """
+
+    def urlopen(self, method: str, url: str, redirect: bool = True, **options: Any) -> BaseHTTPResponse:  # type: ignore[override]
+        if method == "POST":
+            url, _, form = url.partition("?")
+            options |= {"body": form, "headers": {"Content-Type": "application/x-www-form-urlencoded"}}
+        return super().urlopen(method, url, redirect, **options)

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import itertools
+import logging
+import socket
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -11,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import urllib3
 
 from backends import BACKENDS, BucketSettings, open_backend
 from backends.base import Backend
@@ -248,6 +252,113 @@ def test_an_unusable_profile_is_a_backend_error(
     with ScriptedServer([EMPTY_LISTING]) as server:
         with pytest.raises(AccessDenied):
             make(server).check()
+        assert server.requests == []
+
+
+@pytest.mark.parametrize(
+    "line", ["aws_secret_access_key secret-of-the-file", "aws_secret_access_key = 100%secret-of-the-file"]
+)
+def test_a_file_of_credentials_that_cannot_be_read_is_told_without_what_it_holds(
+    make: Callable[..., Backend], monkeypatch: pytest.MonkeyPatch, tmp_path: Path, line: str
+) -> None:
+    no_credentials(monkeypatch, tmp_path)
+    (tmp_path / "credentials").write_text(f"[default]\naws_access_key_id = key-of-the-file\n{line}\n")
+    monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", str(tmp_path / "credentials"))
+    with ScriptedServer([error(403, "AccessDenied")]) as server:
+        with pytest.raises(AccessDenied) as caught:
+            make(server).check()
+        assert_kept_secret(caught.value, "secret-of-the-file")
+
+
+@pytest.fixture
+def service_account(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> str:
+    """The token that the pods of a Kubernetes service account get; returns it."""
+    no_credentials(monkeypatch, tmp_path)
+    (tmp_path / "token").write_text("token-of-the-account")
+    monkeypatch.setenv("AWS_WEB_IDENTITY_TOKEN_FILE", str(tmp_path / "token"))
+    monkeypatch.setenv("AWS_ROLE_ARN", "arn:aws:iam::1:role/x")
+    monkeypatch.setenv("AWS_REGION", "eu-central-1")
+    return "token-of-the-account"
+
+
+def test_the_token_of_a_service_account_is_kept_secret_where_sts_is_out_of_reach(
+    make: Callable[..., Backend],
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    service_account: str,
+) -> None:
+    found = socket.getaddrinfo
+
+    def nobody_listens_at_sts(host: str | bytes | None, port: Any, *arguments: Any, **options: Any) -> Any:
+        there = ("127.0.0.1", 1) if str(host).startswith("sts.") else (host, port)
+        return found(*there, *arguments, **options)
+
+    monkeypatch.setattr(socket, "getaddrinfo", nobody_listens_at_sts)
+    caplog.set_level(logging.DEBUG)
+    with ScriptedServer([EMPTY_LISTING]) as server:
+        with pytest.raises(AccessDenied, match="no usable credentials") as caught:
+            make(server).check()
+        assert_kept_secret(caught.value, service_account)
+        assert server.requests == []
+    assert service_account not in caplog.text
+
+
+def test_minio_exchanges_the_token_of_a_service_account_outside_the_url(
+    monkeypatch: pytest.MonkeyPatch, service_account: str
+) -> None:
+    asked: list[tuple[str, str, Any]] = []
+    really = urllib3.PoolManager.urlopen
+
+    def urlopen(
+        pool: urllib3.PoolManager, method: str, url: str, redirect: bool = True, **options: Any
+    ) -> urllib3.BaseHTTPResponse:
+        if "amazonaws.com" not in url:
+            return really(pool, method, url, redirect, **options)
+        asked.append((method, url, options["body"]))
+        assert options["headers"] == {"Content-Type": "application/x-www-form-urlencoded"}
+        return urllib3.HTTPResponse(
+            b"<R xmlns='https://sts.amazonaws.com/doc/2011-06-15/'><AssumeRoleWithWebIdentityResult><Credentials>"
+            b"<AccessKeyId>key-of-the-role</AccessKeyId><SecretAccessKey>secret-of-the-role</SecretAccessKey>"
+            b"<SessionToken>token-of-the-role</SessionToken><Expiration>2099-01-01T00:00:00Z</Expiration>"
+            b"</Credentials></AssumeRoleWithWebIdentityResult></R>",
+            status=200,
+        )
+
+    with ScriptedServer([EMPTY_LISTING]) as server:
+        values = {"bucket": "bucket", "backend": "minio", "endpoint_url": server.endpoint}
+        with contextlib.closing(open_backend(BucketSettings.parse(values))) as backend:
+            monkeypatch.setattr(urllib3.PoolManager, "urlopen", urlopen)
+            backend.check()
+        assert signed_by(server.requests[0]) == ("key-of-the-role", "token-of-the-role")
+    ((method, url, form),) = asked
+    assert (method, url) == ("POST", "https://sts.eu-central-1.amazonaws.com")
+    assert f"WebIdentityToken={service_account}" in form and "RoleArn=" in form
+
+
+@pytest.mark.parametrize(
+    "printed",
+    [
+        "this is no JSON",
+        '{"Version": 1, "AccessKeyId": "key-of-it", "SecretAccessKey": "secret-of-it", "SessionToken": "token-of-it", '
+        '"Expiration": "2001-01-01T00:00:00Z"}',
+    ],
+    ids=["nothing usable", "expired"],
+)
+def test_a_process_that_gives_no_usable_credentials_is_told_as_such(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, printed: str
+) -> None:
+    no_credentials(monkeypatch, tmp_path)
+    (tmp_path / "printed").write_text(printed)
+    (tmp_path / "config").write_text(f"[default]\ncredential_process = cat {tmp_path}/printed\n")
+    monkeypatch.setenv("AWS_CONFIG_FILE", str(tmp_path / "config"))
+    with ScriptedServer([EMPTY_LISTING]) as server:
+        values = {"bucket": "bucket", "backend": "boto3", "endpoint_url": server.endpoint}
+        with (
+            contextlib.closing(open_backend(BucketSettings.parse(values))) as backend,
+            pytest.raises(AccessDenied, match="no usable credentials") as caught,
+        ):
+            backend.check()
+        assert_kept_secret(caught.value, "secret-of-it", "token-of-it")
         assert server.requests == []
 
 
