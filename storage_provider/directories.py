@@ -50,10 +50,10 @@ def open_directory(name: str, parent: int) -> int:
     return os.open(name, _DIRECTORY, dir_fd=parent)
 
 
-def make_directory(name: str, parent: int) -> bool:
+def make_directory(name: str, parent: int, mode: int = 0o777) -> bool:
     """Make a directory; False where there is something of that name already."""
     try:
-        os.mkdir(name, dir_fd=parent)
+        os.mkdir(name, mode, dir_fd=parent)
     except FileExistsError:
         return False
     return True

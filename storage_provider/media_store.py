@@ -326,7 +326,9 @@ class MediaStore:
         with contextlib.ExitStack() as held:
             try:
                 own = held.enter_context(self.directory((OWN_DIRECTORY,), make=True))
-                adopt(held.enter_context(_flock(locked_by, own, os.O_RDWR | os.O_CREAT, wait=wait)), own)
+                with contextlib.suppress(FileExistsError):
+                    os.close(self._new(locked_by, own))
+                held.enter_context(_flock(locked_by, own, os.O_RDWR, wait=wait))
             except OSError as error:
                 # The system tells no more than a name in the directory that was open.
                 lock = self.root / OWN_DIRECTORY / locked_by
@@ -358,12 +360,22 @@ class MediaStore:
 
     def _replace(self, name: str, own_directory: int, content: bytes) -> None:
         new = f"{name}.new"
-        with os.fdopen(os.open(new, NEW & ~os.O_EXCL | os.O_TRUNC, 0o666, dir_fd=own_directory), "wb") as file:
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(new, dir_fd=own_directory)
+        with os.fdopen(self._new(new, own_directory), "wb") as file:
             file.write(content)
             file.flush()
             os.fsync(file.fileno())
-            adopt(file.fileno(), own_directory)
         os.rename(new, name, src_dir_fd=own_directory, dst_dir_fd=own_directory)
+
+    def _new(self, name: str, own_directory: int) -> int:
+        """A file that was not there yet, open and the store's owner's.
+
+        What was there may be another name of a file that root must neither change nor give away.
+        """
+        descriptor = os.open(name, NEW, 0o666, dir_fd=own_directory)
+        adopt(descriptor, own_directory)
+        return descriptor
 
     # --- inside ---
 
@@ -387,7 +399,8 @@ class MediaStore:
                 except FileNotFoundError:
                     if not make:
                         raise
-                    made = make_directory(segment, current)
+                    # Whoever can open a lock can hold it for ever, and downloads lie there as well.
+                    made = make_directory(segment, current, 0o770 if segment == OWN_DIRECTORY else 0o777)
                     inner = open_directory(segment, current)
                 outer, current = current, inner
                 try:
@@ -445,6 +458,9 @@ def _write_over(name: str, own_directory: int, line: bytes) -> None:
     there, without the end of the line or with more behind it, which is read as no number at all.
     """
     with os.fdopen(os.open(name, os.O_RDWR | os.O_NOFOLLOW | os.O_NONBLOCK, dir_fd=own_directory), "r+b") as file:
+        if os.fstat(file.fileno()).st_uid != os.fstat(own_directory).st_uid:
+            # It may be another name of a file that root must not change.
+            raise PermissionError(errno.EPERM, "it is not the store's owner's", name)
         file.write(line)
         file.truncate()
         file.flush()

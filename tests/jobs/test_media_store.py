@@ -473,6 +473,55 @@ class TestStamp:
         assert store.offloaded_before() == now
 
 
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root gives away and writes what belongs to others")
+class TestNamesOfForeignFiles:
+    """The owner of the store may plant them where the system allows it (`fs.protected_hardlinks` of Linux is 0)."""
+
+    @pytest.fixture
+    def foreign(self, tmp_path: Path) -> Path:
+        foreign = tmp_path / "foreign"
+        foreign.write_text("1\n")
+        return foreign
+
+    @pytest.mark.parametrize("name", ["job.lock", "offloaded_before.lock", "offloaded_before.new", "listed_at.new"])
+    def test_are_left_alone_by_root(self, store: MediaStore, foreign: Path, name: str) -> None:
+        before = foreign.stat()
+        own = store.root / OWN_DIRECTORY
+        own.mkdir()
+        for path in (store.root, own):
+            os.chown(path, 12345, 54321)
+        (own / name).hardlink_to(foreign)
+        with store.lock("job"):
+            store.set_offloaded_before(5)
+            store.set_listed_at(5)
+        assert (store.offloaded_before(), store.listed_at()) == (5, 5)
+        assert foreign.read_text() == "1\n"
+        assert foreign.stat().st_uid == before.st_uid
+
+    def test_are_left_alone_on_a_full_disk(self, small_disk: Path) -> None:
+        store = MediaStore(small_disk)
+        store.set_offloaded_before(1)
+        own, foreign = small_disk / OWN_DIRECTORY, small_disk / "foreign"
+        foreign.write_text("1\n")
+        os.chown(own, 12345, 54321)
+        (own / "offloaded_before").unlink()
+        (own / "offloaded_before").hardlink_to(foreign)
+        fill(small_disk)
+        with pytest.raises(PermissionError):
+            store.set_offloaded_before(5)
+        assert foreign.read_text() == "1\n"
+
+
+def test_what_others_on_the_machine_could_hold_or_read_is_not_theirs(store: MediaStore) -> None:
+    umask = os.umask(0o022)
+    try:
+        with store.lock("job"), store.temporary_directory():
+            pass
+    finally:
+        os.umask(umask)
+    assert (store.root / OWN_DIRECTORY).stat().st_mode & 0o007 == 0
+
+
 def fill(disk: Path) -> None:
     with (disk / "filler").open("wb", buffering=0) as filler, pytest.raises(OSError, match="No space left"):
         while True:
