@@ -11,6 +11,9 @@ from backends.xml import ListedObject, ListingPage
 Query = Mapping[str, str]
 """The parameters of a request for a page, as S3 names them."""
 
+# A page without an object may come where there are many deleted ones, as a server looks only so far at a time.
+_MOST_EMPTY_PAGES = 1000
+
 
 def first_query(key_prefix: str, prefix: str = "", start_after: str = "") -> dict[str, str]:
     """What asks for the first page; `prefix` and `start_after` are relative to `key_prefix`."""
@@ -27,8 +30,12 @@ def list_objects(
     """The objects of all pages, as `Backend.list` promises them; `page_of` makes one request."""
     query = first_query(key_prefix, prefix, start_after)
     last = (key_prefix + start_after).encode() if start_after else b""
+    empty_pages = 0
     while True:
         page = page_of(query)
+        empty_pages = 0 if page.entries else empty_pages + 1
+        if empty_pages > _MOST_EMPTY_PAGES:
+            raise BackendUnavailable("the listing goes on without an object", operation="list", key=prefix)
         for entry in page.entries:
             _check_order(key_prefix, prefix, last, entry)
             last = entry.key.encode()

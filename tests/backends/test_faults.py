@@ -666,6 +666,18 @@ def test_an_etag_that_a_proxy_has_marked_as_weak_is_told_as_it_was(make: Callabl
 # --- listings ---
 
 
+def test_a_listing_that_goes_on_without_an_object_ends_in_an_error(
+    make: Callable[..., Backend], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("backends.listing._MOST_EMPTY_PAGES", 3)
+    pages = [page(token="a"), page(token="b"), page(token="a"), page("media/a", token="b"), page(token="a"), page()]
+    with ScriptedServer(pages) as server:
+        assert listing(make(server)) == ["media/a"]
+    with ScriptedServer([page(token="a"), page(token="b")] * 10) as server:
+        assert "without an object" in str(error_of(lambda: listing(make(server))))
+        assert len(server.requests) == 4
+
+
 def test_a_page_of_the_longest_keys_is_read(make: Callable[..., Backend]) -> None:
     keys = [f"{number:03d}" + "\x01" * 1021 for number in range(1000)]
     encoded = page(*(key.replace("\x01", "%01") for key in keys), encoding="url")
