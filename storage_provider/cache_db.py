@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import sqlite3
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -121,6 +122,9 @@ class CacheDb:
     def __init__(self, path: Path) -> None:
         self.path = path
         self._new_proofs: dict[str, Proof] = {}
+        # Whoever knows the ids in it may ask for the media; SQLite would let everybody on the machine read them.
+        with contextlib.suppress(OSError):
+            os.close(os.open(path, os.O_CREAT | os.O_EXCL, 0o660))
         with self._as_cache_error():
             self._connection = sqlite3.connect(
                 path,

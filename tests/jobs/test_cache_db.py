@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import os
 import random
 import sqlite3
 import string
@@ -118,6 +119,16 @@ class TestTheOlderToolsFile:
         path.touch()
         with CacheDb(path) as cache:
             assert undeleted(cache) == []
+
+
+def test_a_new_file_is_not_for_everybody_to_read(path: Path) -> None:
+    umask = os.umask(0o022)
+    try:
+        with CacheDb(path) as cache:
+            cache.add([LOCAL])
+    finally:
+        os.umask(umask)
+    assert path.stat().st_mode & 0o777 == 0o640
 
 
 class TestRows:
