@@ -396,7 +396,7 @@ class S3Backend(Backend, Generic[Client]):
         try:
             headers = self._call("stat", key, lambda client: self._head_object(client, name, self._settings.uses_sse))
             return object_info(key, headers), headers
-        except (BackendError, UnreadableReply) as error:
+        except (BackendError, ValueError) as error:
             logger.debug("Whether the object was stored could not be settled: %s", error)
             return None
 

@@ -271,6 +271,7 @@ FAULTS = [
     Fault("a page of HTML with status 200 for a put", put, [SUCCESS_PAGE], BackendUnavailable, 2),
     Fault("a page of HTML with status 200 for a put with SSE-C", put, [SUCCESS_PAGE], BackendUnavailable, 3, sse=True),
     Fault("a put's answer without an ETag, and nothing there", put, [reply(200), reply(404)], BackendUnavailable, 2),
+    Fault("a put's answer without an ETag, and an unreadable one", put, [reply(200), stored(Last_Modified="9" * 99)], BackendUnavailable, 2),
     Fault(
         "503 with a Retry-After of ten hours",
         get,
