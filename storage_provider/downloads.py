@@ -56,13 +56,17 @@ class Downloads:
         threads: Threads,
         *,
         choose_to_keep: Callable[[Mapping[str, Fingerprint]], Collection[str]],
+        refute: Callable[[Mapping[str, Fingerprint]], Collection[str]],
     ) -> None:
-        """`choose_to_keep` decides, in a thread, which of some whole files may stay in the media store."""
+        """`choose_to_keep` decides, in a thread, which of some whole files may stay in the media store.
+
+        `refute` tells which of them must not, though Synapse asks for them there.
+        """
         self.paths = PathsInUse(reactor, self._path_is_free)
         self.backend = backend
         self.store = store
         self.free_space = FreeSpace(store)
-        self.keeping = Keeping(store, self.do_in_background, choose_to_keep)
+        self.keeping = Keeping(store, self.do_in_background, choose_to_keep, refute)
         self._module_api = module_api
         self._reactor = reactor
         self._threads = threads

@@ -11,6 +11,7 @@ from typing import Any
 from twisted.internet.defer import Deferred, succeed
 from twisted.python.failure import Failure
 
+from backends.errors import ContentDamaged
 from storage_provider.media_store import MediaStore
 from storage_provider.proofs import Fingerprint
 from storage_provider.temporary_files import TemporaryFile
@@ -49,11 +50,13 @@ class Keeping:
         store: MediaStore,
         do_in_background: Callable[[Callable[[], Any]], Deferred[Any]],
         choose: Callable[[Mapping[str, Fingerprint]], Collection[str]],
+        refute: Callable[[Mapping[str, Fingerprint]], Collection[str]],
     ) -> None:
-        """`choose` decides, in a thread, which of some files may stay."""
+        """`choose` decides, in a thread, which of some files may stay, and `refute` which are not what they should be."""
         self._store = store
         self._do_in_background = do_in_background
         self._choose = choose
+        self._refute = refute
         self._waiting: list[_Waiting] = []
         self._is_at_work = False
 
@@ -70,7 +73,10 @@ class Keeping:
         return waiting.prepared
 
     def prepare_at_once(self, whole: Whole) -> Deferred[TemporaryFile | None]:
-        """As `prepare` for a file that somebody waits for, be it to stay or not."""
+        """As `prepare` for a file that somebody waits for, be it to stay or not.
+
+        Fails with a `ContentDamaged` where it is not what it should be: Synapse would send it from the disk from then on.
+        """
         return self._do_in_background(partial(self._prepare, whole))
 
     def _go_on(self) -> None:
@@ -106,6 +112,9 @@ class Keeping:
         return [_attempt(_end, whole, file) if isinstance(file, TemporaryFile) else file for whole, file in begun]
 
     def _prepare(self, whole: Whole) -> TemporaryFile:
+        if self._refute({whole.path: whole.digest}):
+            reason = "the object is not what Synapse's database says"
+            raise ContentDamaged(reason, operation="open", key=whole.path)
         return _end(whole, self._begin(whole))
 
     def _begin(self, whole: Whole) -> TemporaryFile:

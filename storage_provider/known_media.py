@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from typing import TYPE_CHECKING, Literal
 
 from storage_provider.database import DatabaseArguments
 from storage_provider.errors import SynapseDbError
-from storage_provider.judgement import fits
-from storage_provider.media_paths import MediaFile, parse_path
+from storage_provider.judgement import fits, known_length
+from storage_provider.media_paths import Media, parse_path
 from storage_provider.proofs import Fingerprint
-from storage_provider.synapse_db import SynapseDb, connect
+from storage_provider.synapse_db import MediaFacts, SynapseDb, connect
 
 if TYPE_CHECKING:
     from synapse.server import HomeServer
@@ -50,12 +50,19 @@ class KnownMedia:
 
     def known_of(self, contents: Mapping[str, Fingerprint]) -> set[str]:
         """The paths whose media is known, with that content, and not quarantined; none where nobody can tell."""
-        files = [file for file in map(parse_path, contents) if file is not None]
-        try:
-            return self._fitting(files, contents) if files else set()
-        except SynapseDbError as error:
-            logger.debug("Which of %d files are known could not be asked: %s", len(files), error)
-            return set()
+        return {
+            path
+            for path, facts in self._facts(contents).items()
+            if not facts.quarantined and fits(facts, path, contents[path])
+        }
+
+    def refuted_of(self, contents: Mapping[str, Fingerprint]) -> set[str]:
+        """The paths whose media is known with another content; none where nobody can tell."""
+        return {
+            path
+            for path, facts in self._facts(contents).items()
+            if known_length(facts, path) is not None and not fits(facts, path, contents[path])
+        }
 
     def close(self) -> None:
         """Close the connection; nothing is known any more."""
@@ -64,17 +71,20 @@ class KnownMedia:
             if self._database is not None:
                 self._database.close()
 
-    def _fitting(self, files: list[MediaFile], contents: Mapping[str, Fingerprint]) -> set[str]:
+    def _facts(self, paths: Iterable[str]) -> dict[str, MediaFacts]:
+        """What is known of the files with these paths."""
+        files = [file for file in map(parse_path, paths) if file is not None]
+        try:
+            known = self._facts_of({file.media for file in files}) if files else {}
+        except SynapseDbError as error:
+            logger.debug("Which of %d files are known could not be asked: %s", len(files), error)
+            return {}
+        return {file.path: facts for file in files if (facts := known.get(file.media))}
+
+    def _facts_of(self, media: Collection[Media]) -> Mapping[Media, MediaFacts]:
         with self._lock:
             if self._is_closed:
-                return set()
+                return {}
             if self._database is None:
                 self._database = self.connect()
-        known = self._database.facts_of_files({file.media for file in files}, self._accessed_remotes())
-        return {
-            file.path
-            for file in files
-            if (facts := known.get(file.media))
-            and not facts.quarantined
-            and fits(facts, file.path, contents[file.path])
-        }
+        return self._database.facts_of_files(media, self._accessed_remotes())

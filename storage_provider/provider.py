@@ -80,6 +80,7 @@ class S3StorageProviderBackend(StorageProvider):
             self._store,
             Threads(self._read_threads, self._download_threads, self._background_threads),
             choose_to_keep=self._read_through.choose if self._reads_through else lambda contents: (),
+            refute=self._known_media.refuted_of,
         )
         kinds = _kinds_to_cache(hs, settings)
         self._keeper = self._make_keeper(kinds) if kinds and self._keeps_local_files else None

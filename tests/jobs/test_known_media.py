@@ -82,6 +82,24 @@ class TestAFile:
         assert not is_known(known, path, Digest(DIGEST.length + 1, SHA256))
 
     @of_each_kind
+    def test_is_refuted_when_its_row_tells_something_else(
+        self,
+        synapse_database: SynapseDatabase,
+        known: KnownMedia,
+        path: str,
+    ) -> None:
+        longer, other = Digest(DIGEST.length + 1, SHA256), Digest(DIGEST.length, OTHER_SHA256)
+        thumbnail = LOCAL_THUMBNAIL if path == LOCAL else REMOTE_THUMBNAIL
+        # Of what the database does not tell anything is believed.
+        assert known.refuted_of({path: longer}) == set()
+        add(synapse_database, path)
+        assert known.refuted_of({path: DIGEST, thumbnail: longer}) == set()
+        assert known.refuted_of({path: longer, "no path": longer}) == {path}
+        assert known.refuted_of({path: other}) == {path}
+        known.close()
+        assert known.refuted_of({path: longer}) == set()
+
+    @of_each_kind
     def test_is_asked_for_anew_each_time(
         self,
         synapse_database: SynapseDatabase,

@@ -45,6 +45,7 @@ class World:
         self.opening, self.moving, self.background = ManualThreads(), ManualThreads(), ManualThreads()
         self.asked: list[tuple[str, Digest]] = []
         self.keeps = True
+        self.refuted: set[str] = set()
         self._sources: list[ChunkSource] = []
         self.reactor = ImmediateReactor()
         self.downloads = Downloads(
@@ -54,6 +55,7 @@ class World:
             self.store,
             cast(Any, Threads)(self.opening, self.moving, self.background),
             choose_to_keep=self._choose_to_keep,
+            refute=lambda contents: contents.keys() & self.refuted,
         )
 
     def _choose_to_keep(self, contents: Mapping[str, Fingerprint]) -> Collection[str]:

@@ -11,6 +11,7 @@ import pytest
 from twisted.internet.defer import Deferred
 from twisted.python.failure import Failure
 
+from backends.errors import ContentDamaged
 from storage_provider.keeping import Keeping, Whole
 from storage_provider.media_paths import UnsafePath
 from storage_provider.media_store import MediaStore
@@ -30,8 +31,11 @@ class World:
 
     def __init__(self, root: Path) -> None:
         self.store = MediaStore(root)
-        self.keeping = Keeping(self.store, self._do_in_background, self._choose)
+        self.keeping = Keeping(
+            self.store, self._do_in_background, self._choose, lambda contents: contents.keys() & self.refuted
+        )
         self.refused: set[str] = set()
+        self.refuted: set[str] = set()
         self.questions: list[list[str]] = []
         self.outcomes: dict[str, list[object]] = {}
         self.choosing_fails = False
@@ -201,3 +205,14 @@ def test_a_file_that_was_given_stays_open_whatever_comes_of_it(world: World, is_
         world.work()
         assert (outcomes == [None]) is is_refused
         assert not file.file.closed
+
+
+def test_a_file_that_is_not_what_it_should_be_is_not_prepared_though_somebody_waits_for_it(world: World) -> None:
+    world.refuted = {path_of(1)}
+    world.prepare(1, 2, at_once=True)
+    world.work()
+    outcome = world.outcome(1)
+    assert isinstance(outcome, Failure)
+    assert isinstance(outcome.value, ContentDamaged)
+    world.file(2).discard()
+    assert world.temporary == []

@@ -71,6 +71,16 @@ def test_a_source_that_stays_short_leaves_no_file_and_a_later_thumbnail_succeeds
     assert "Traceback" not in site.log
 
 
+def test_a_source_that_is_not_the_picture_is_not_left_for_synapse_to_send(site: Site, picture: str) -> None:
+    # What is behind a picture bothers nobody who makes a thumbnail of it.
+    site.client.put_object(Bucket=site.bucket, Key=site.key(picture), Body=PICTURE + b"HTTP/1.1 200 OK\r\n\r\n")
+    assert site.homeserver.thumbnail(picture, 50, 50).status == 502
+    assert not (site.homeserver.media_store / site.path(picture)).exists()
+    assert "not what Synapse's database says" in site.log
+    site.client.put_object(Bucket=site.bucket, Key=site.key(picture), Body=PICTURE)
+    assert site.homeserver.thumbnail(picture, 50, 50).status == 200
+
+
 def test_a_source_that_hangs_leaves_no_file_and_a_later_thumbnail_succeeds(site: Site, picture: str) -> None:
     with (
         site.proxy.hold(lambda request: source_of(picture)(request) and request.offset > 0) as held,
