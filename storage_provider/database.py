@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import re
 import sqlite3
 import threading
 from collections.abc import Iterator, Mapping
@@ -204,10 +205,20 @@ class _Postgres:
         except psycopg2.errors.UndefinedTable:
             _refuse_foreign("The PostgreSQL database")
         except (psycopg2.Error, TypeError, ValueError) as error:
-            reason = " ".join(str(error).split())
-            for secret in self._secrets:
-                reason = reason.replace(secret, "***")
-            raise SynapseDbError(f"The PostgreSQL database cannot be read: {reason}") from None
+            raise SynapseDbError(f"The PostgreSQL database cannot be read: {self._told(str(error))}") from None
+
+    def _told(self, reason: str) -> str:
+        """What libpq says, without what is secret in it."""
+        reason = " ".join(reason.split())
+        for secret in self._secrets:
+            reason = reason.replace(secret, "***")
+        if reason.startswith("connection to server"):
+            return reason
+        # Where it finds a fault in a connection string, it quotes a part of that.
+        return re.sub('"[^"]+"', lambda quoted: self._masked(quoted[0]), reason)
+
+    def _masked(self, quoted: str) -> str:
+        return '"***"' if any(quoted.strip('"') in secret for secret in self._secrets) else quoted
 
 
 def _answer(connection: PostgresConnection, sql: str, arguments: Row) -> list[Row]:

@@ -779,6 +779,8 @@ class TestPostgres:
             {"dsn": f"postgresql://user:{PASSWORD}@[127.0.0.1"},
             {"dsn": f"host=127.0.0.1 port=PORT password='{PASSWORD}"},
             {"dbname": f"postgresql://user:{PASSWORD}@127.0.0.1:x:y/synapse"},
+            {"dsn": "postgresql://user:100%s3cret@127.0.0.1/synapse"},
+            {"dsn": "host=127.0.0.1 port=PORT password=P4ss s3cret"},
             {"host": ["a", "list"], "password": PASSWORD},
         ],
     )
