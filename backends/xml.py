@@ -119,7 +119,7 @@ def parse_listing(body: bytes) -> ListingPage:
                 ListedObject(
                     decode(row["Key"]),
                     int(row["Size"]),
-                    row.get("ETag", "").strip('"'),
+                    _etag(row.get("ETag", "")),
                     parse_time(row.get("LastModified")),
                     row.get("StorageClass") or "STANDARD",
                 )
@@ -129,6 +129,12 @@ def parse_listing(body: bytes) -> ListingPage:
     page.is_truncated = root.get("IsTruncated") == "true"
     page.next_token = root.get("NextContinuationToken") or None
     return page
+
+
+def _etag(text: str) -> str:
+    """An ETag without its quotes; empty for one that could not be sent back in a header."""
+    etag = text.strip('"')
+    return etag if etag.isascii() and etag.isprintable() else ""
 
 
 def parse_time(text: str | None) -> datetime | None:

@@ -42,6 +42,15 @@ def test_keys_are_taken_as_they_are_where_the_server_does_not_encode() -> None:
     assert page.next_token is None
 
 
+@pytest.mark.parametrize("etag", ["a&#13;&#10;X-Header: b", "a&#10;", "\u65e5\u672c"])
+def test_an_etag_that_no_header_could_hold_counts_as_none(etag: str) -> None:
+    (entry,) = parse_listing(
+        "<ListBucketResult><Contents><Key>a</Key><Size>1</Size>"
+        f"<ETag>&quot;{etag}&quot;</ETag></Contents></ListBucketResult>".encode()
+    ).entries
+    assert entry.etag == ""
+
+
 def test_an_empty_page() -> None:
     assert parse_listing(b"<ListBucketResult/>").entries == []
 
