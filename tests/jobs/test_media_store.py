@@ -515,7 +515,7 @@ class TestNamesOfForeignFiles:
 def test_what_others_on_the_machine_could_hold_or_read_is_not_theirs(store: MediaStore) -> None:
     umask = os.umask(0o022)
     try:
-        with store.lock("job"), store.temporary_directory():
+        with store.lock("job"), store.temporary_directory("local_content"):
             pass
     finally:
         os.umask(umask)
