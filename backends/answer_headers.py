@@ -26,6 +26,8 @@ _MOST_AT_ONCE = 16 << 20
 def parse_headers(file: BinaryIO, **options: Any) -> http.client.HTTPMessage:
     """Read the headers of an answer, as `http.client.parse_headers` does, and with its limits and errors.
 
+    Headers that break off are an error as well: such an answer is none.
+
     `options` are what other versions of Python give that function besides the file.
     """
     headers = http.client.HTTPMessage()
@@ -50,7 +52,11 @@ class _Continued(io.RawIOBase):
         self._file = file
 
     def readline(self, size: int | None = -1, /) -> bytes:
-        return self._begun.readline(size) or self._file.readline(-1 if size is None else size)
+        line = self._begun.readline(size) or self._file.readline(-1 if size is None else size)
+        if not line:
+            # Python's parser would take what has come for all: an object without its storage class, or half an ETag.
+            raise http.client.RemoteDisconnected("the connection was closed within the headers")
+        return line
 
 
 def with_other_globals(function: Any, **replaced: Any) -> FunctionType:

@@ -40,9 +40,8 @@ def read(parse: Callable[[io.BytesIO], http.client.HTTPMessage], block: bytes) -
     return message.items(), message.get_payload(), [type(defect) for defect in message.defects], file.read()
 
 
-@given(st.lists(LINES, max_size=6).map(lambda lines: b"".join(lines) + b"\r\ncontent"))
+@given(st.lists(LINES, max_size=6).map(lambda lines: b"".join(lines) + b"\r\n\r\ncontent"))
 @example(ORDINARY + b"content")
-@example(b"a: b\r\n")
 @example(b"a: b\r\n\tc\r\n\r\n")
 @example(b"a: b\rc: d\r\n\r\n")
 @example(b"a: b\r\nno colon\r\nc: d\r\n\r\n")
@@ -77,3 +76,15 @@ def test_ordinary_headers_are_not_parsed_as_mail(monkeypatch: pytest.MonkeyPatch
         response.begin()
         assert response.headers.get_all("vary") == ["Origin", "Accept-Encoding"]
         assert response.read() == b"abc"
+
+
+@pytest.mark.parametrize("end", [b"\r\n", b"\n"])
+def test_headers_that_break_off_are_no_answer(end: bytes) -> None:
+    answer = b"HTTP/1.1 200 OK\r\n" + ORDINARY[:-2] + end
+    for length in range(len(answer)):
+        client, server = socket.socketpair()
+        with client:
+            with server:
+                server.sendall(answer[:length])
+            with pytest.raises(http.client.BadStatusLine):
+                Response(client).begin()
