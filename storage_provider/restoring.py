@@ -78,7 +78,7 @@ class Restore:
                     return
 
     def _wanted(self) -> Iterator[_Wanted | Failed]:
-        for stored in self.database.media_in_path_order(used_since=self.used_since, origin=self.origin):
+        for stored in self.database.selected_media(used_since=self.used_since, origin=self.origin):
             if self.stop.is_set():
                 return
             if stored.quarantined:

@@ -27,8 +27,8 @@ from storage_provider.media_tables import (
 # Some builds of SQLite take no more than 999 arguments, and a remote row needs two.
 _ROWS_A_QUERY = 400
 
-# The database sorts what is left each time; so many take some 10 MiB.
-_MEDIA_AT_A_TIME = 10_000
+# For these PostgreSQL looks the thumbnails up in their index; for more it would read them all.
+_MEDIA_AT_A_TIME = 2000
 
 # A comparison with the disk is over by then. Moving files takes hours, and PostgreSQL vacuums nothing meanwhile.
 _LONGEST_TRANSACTION_SECONDS = 60
@@ -142,8 +142,8 @@ class SynapseDb:
                 for origin, media_id, filesystem_id in self._database.stream(sql, (ts_ms,)):
                     yield CachedMedia(origin, media_id, filesystem_id, tables.kind)
 
-    def media_in_path_order(self, *, used_since: int | None = None, origin: str | None = None) -> Iterator[StoredMedia]:
-        """Media whose files should exist, in byte order of `content_path` (see also `in_thumbnail_order`).
+    def selected_media(self, *, used_since: int | None = None, origin: str | None = None) -> Iterator[StoredMedia]:
+        """Media whose files should exist, each once, in the order in which the database finds it soonest.
 
         `origin` takes the media of one server only, `""` the local media. Uploads that are still
         awaited have no file and are left out.
@@ -155,11 +155,11 @@ class SynapseDb:
             after: Row = ()
             while media := self._next_media(tables, condition, arguments, after):
                 yield from media
-                after = place_of(media[-1].row)
+                after = tables.key(media[-1].row)
 
     def _next_media(self, tables: Tables, condition: str, arguments: Row, place: Row) -> list[StoredMedia]:
-        """The next media in path order, from the first one or after a place."""
-        order = self._order((tables.path, "m.media_id"))
+        """The next media in the order of the index of their keys, from the first one or after a place."""
+        order = tables.key_of("m")
         sql = f"""
             WITH page AS (
                 SELECT m.* FROM {tables.media} m WHERE {condition} AND {is_after(order, place)}

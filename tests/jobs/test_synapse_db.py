@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import random
 import shutil
 import sqlite3
@@ -20,9 +21,9 @@ from storage_provider import synapse_db
 from storage_provider.cache_db import KINDS, CachedMedia
 from storage_provider.database import DatabaseArguments
 from storage_provider.errors import SynapseDbError
-from storage_provider.media_paths import Media, content_path, in_thumbnail_order, thumbnail_directory
+from storage_provider.media_paths import Media
 from storage_provider.synapse_db import FileRow, MediaFacts, SynapseDb, connect
-from tests.jobs.conftest import ENGINES, ENGINES_TO_ALTER, SynapseDatabase
+from tests.jobs.conftest import ENGINES, ENGINES_TO_ALTER, TABLES, SynapseDatabase
 from tests.servers import PostgresServer
 from tests.servers.process import free_port
 
@@ -72,6 +73,18 @@ def add_many(synapse_database: SynapseDatabase, number: int) -> None:
     synapse_database.execute(
         f"INSERT INTO local_media_repository (media_id, media_length, created_ts) SELECT {identifier}, 1, x FROM {numbers}"
     )
+
+
+def add_many_thumbnails(synapse_database: SynapseDatabase) -> None:
+    """One of each media."""
+    of_each = "thumbnail_width, thumbnail_height, thumbnail_type, thumbnail_method, thumbnail_length"
+    for table, columns in (("local_media_repository", "media_id"), ("remote_media_cache", "media_origin, media_id")):
+        synapse_database.execute(
+            f"""
+            INSERT INTO {table}_thumbnails ({columns}, {of_each})
+            SELECT {columns}, 32, 32, 'image/png', 'crop', 1 FROM {table}
+            """
+        )
 
 
 @on_each_database
@@ -150,7 +163,7 @@ class TestQuestions:
     ) -> None:
         for number in range(5):
             synapse_database.add_local(f"abcdef{number}")
-        rows = database.media_in_path_order()
+        rows = database.selected_media()
         first = next(rows).row
         synapse_database.execute("DELETE FROM local_media_repository")
         assert database.present([first, local("abcdef4")]) == set()
@@ -434,20 +447,51 @@ def fill_with_thumbnails(synapse_database: SynapseDatabase) -> None:
 
 
 @on_each_database
-class TestPathOrder:
-    def test_is_that_of_the_bytes_of_the_path(self, synapse_database: SynapseDatabase, database: SynapseDb) -> None:
+class TestSelectedMedia:
+    def test_is_each_once_however_many_are_read_at_a_time(
+        self, synapse_database: SynapseDatabase, database: SynapseDb, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
         rows = fill(synapse_database)
-        found = [stored.row for stored in database.media_in_path_order()]
-        assert found == sorted(rows, key=lambda row: content_path(row.media).encode())
-        by_thumbnails = list(in_thumbnail_order(found, lambda row: row.media))
-        assert by_thumbnails == sorted(rows, key=lambda row: f"{thumbnail_directory(row.media)}/".encode())
+        for number in (1, 7, 2000):
+            monkeypatch.setattr(synapse_db, "_MEDIA_AT_A_TIME", number)
+            found = [stored.row for stored in database.selected_media()]
+            assert sorted(found, key=str) == sorted(rows, key=str)
+
+    def test_is_found_without_reading_the_whole_table_each_time(
+        self, synapse_database: SynapseDatabase, database: SynapseDb, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        add_many(synapse_database, 20_000)
+        add_many_thumbnails(synapse_database)
+        if synapse_database.is_postgres:
+            for table in TABLES:
+                synapse_database.execute(f"ANALYZE {table}")
+        asked: list[tuple[str, tuple[Any, ...]]] = []
+        stream = database._database.stream
+
+        def noted(sql: str, arguments: tuple[Any, ...]) -> Iterator[tuple[Any, ...]]:
+            asked.append((sql, arguments))
+            return stream(sql, arguments)
+
+        monkeypatch.setattr(database._database, "stream", noted)
+        # So few that PostgreSQL too finds the index cheaper than the table.
+        monkeypatch.setattr(synapse_db, "_MEDIA_AT_A_TIME", 5)
+        for origin in ("", "media.example.org"):
+            asked.clear()
+            assert len(list(itertools.islice(database.selected_media(origin=origin), 11))) == 11
+            sql, arguments = asked[-1]
+            explain = "EXPLAIN" if synapse_database.is_postgres else "EXPLAIN QUERY PLAN"
+            plan = "\n".join(str(step[-1]) for step in database._database.query(f"{explain} {sql}", arguments))
+            if synapse_database.is_postgres:
+                assert "Seq Scan" not in plan
+            else:
+                assert "SEARCH m USING INDEX" in plan
 
     def test_comes_with_what_is_known_of_the_media(
         self, synapse_database: SynapseDatabase, database: SynapseDb
     ) -> None:
         synapse_database.add_local("abcdef", media_length=5, sha256=SHA256, created_ts=7, last_access_ts=9)
         synapse_database.add_remote("a.org", "id", "ghijkl", created_ts=7, quarantined_by="@admin:test")
-        found = list(database.media_in_path_order())
+        found = list(database.selected_media())
         assert [stored.row for stored in found] == [local("abcdef"), remote("a.org", "id", "ghijkl")]
         facts = [
             (stored.length, stored.sha256, stored.last_access, stored.created_ts, stored.used, stored.quarantined)
@@ -466,24 +510,24 @@ class TestPathOrder:
             synapse_database.add_thumbnail("", "abcdef", *kind, length)
             synapse_database.add_thumbnail("a.org", "abcdeh", *kind, length + 10)
         names = ["32-32-image-png-crop", "320-240-image-jpeg-scale", "640-480-image-png-scale"]
-        found = [list(stored.thumbnail_lengths.items()) for stored in database.media_in_path_order()]
+        found = [list(stored.thumbnail_lengths.items()) for stored in database.selected_media()]
         of_local, of_remote = list(zip(names, (1, 2, 0), strict=True)), list(zip(names, (11, 12, 10), strict=True))
         assert found == [of_local, [], [], [], [], of_remote]
 
-    def test_is_the_same_however_many_are_read_at_a_time(
+    def test_comes_with_the_same_thumbnails_however_many_are_read_at_a_time(
         self, synapse_database: SynapseDatabase, database: SynapseDb, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         fill_with_thumbnails(synapse_database)
-        at_once = list(database.media_in_path_order())
+        at_once = list(database.selected_media())
         for number in (1, 7):
             monkeypatch.setattr(synapse_db, "_MEDIA_AT_A_TIME", number)
-            assert list(database.media_in_path_order()) == at_once
+            assert list(database.selected_media()) == at_once
 
     def test_leaves_out_what_has_no_file(self, synapse_database: SynapseDatabase, database: SynapseDb) -> None:
         synapse_database.add_local("awaited", media_length=None)
         synapse_database.add_local("preview", url_cache="https://example.org")
         synapse_database.add_remote("a.org", "no file", None)
-        assert list(database.media_in_path_order()) == []
+        assert list(database.selected_media()) == []
 
     @pytest.mark.parametrize(
         ("selection", "expected"),
@@ -505,13 +549,13 @@ class TestPathOrder:
         synapse_database.add_local("new", created_ts=1000)
         synapse_database.add_remote("a.org", "r used", "file 1", created_ts=1, last_access_ts=1000)
         synapse_database.add_remote("a.org", "r old", "file 2", created_ts=1)
-        found = [stored.row.media_id for stored in database.media_in_path_order(**selection)]
+        found = [stored.row.media_id for stored in database.selected_media(**selection)]
         assert sorted(found) == sorted(expected)
 
 
 @on_each_database_to_alter
 class TestOtherSchemas:
-    def test_is_kept_where_the_columns_sort_otherwise(
+    def test_hold_the_same_media_where_the_columns_sort_otherwise(
         self, synapse_database: SynapseDatabase, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         monkeypatch.setattr(synapse_db, "_MEDIA_AT_A_TIME", 5)
@@ -529,8 +573,8 @@ class TestOtherSchemas:
             in_their_order = [row[0] for row in synapse_database.execute(remote_ids)]
             assert in_their_order != sorted(in_their_order)
         with connect(synapse_database.arguments) as database:
-            found = [stored.row for stored in database.media_in_path_order()]
-        assert found == sorted(rows, key=lambda row: content_path(row.media).encode())
+            found = [stored.row for stored in database.selected_media()]
+        assert sorted(found, key=str) == sorted(rows, key=str)
 
     def test_before_synapse_1_128_has_no_sha256(self, synapse_database: SynapseDatabase) -> None:
         for table in ("local_media_repository", "remote_media_cache"):
@@ -538,7 +582,7 @@ class TestOtherSchemas:
         synapse_database.add_local("abcdef", media_length=5)
         with connect(synapse_database.arguments) as database:
             assert database.facts(local("abcdef")) == MediaFacts(5, None, False, {})
-            assert [stored.sha256 for stored in database.media_in_path_order()] == [None]
+            assert [stored.sha256 for stored in database.selected_media()] == [None]
 
 
 @on_each_database
@@ -575,7 +619,7 @@ class TestTheDatabase:
 
         monkeypatch.setattr(module, "connect", connected)
         with connect(synapse_database.arguments) as database:
-            for rows in (database.unused_before(9999), database.media_in_path_order()):
+            for rows in (database.unused_before(9999), database.selected_media()):
                 next(rows)
                 rows.close()  # type: ignore[union-attr]
         assert len(opened) == 3
@@ -583,7 +627,7 @@ class TestTheDatabase:
             with pytest.raises((psycopg2.InterfaceError, sqlite3.ProgrammingError)):
                 connection.cursor().execute("SELECT 1")
 
-    @pytest.mark.parametrize("method", ["unused_before", "media_in_path_order"])
+    @pytest.mark.parametrize("method", ["unused_before", "selected_media"])
     def test_does_not_show_in_memory_however_large_it_is(self, synapse_database: SynapseDatabase, method: str) -> None:
         number = 200_000
         add_many(synapse_database, number)
@@ -707,13 +751,13 @@ class TestPostgres:
                 database._database.query(slow, ())
 
     @on_postgres_to_alter
-    def test_can_be_upgraded_while_somebody_works_on_media_in_path_order(
+    def test_can_be_upgraded_while_somebody_works_on_selected_media(
         self, synapse_database: SynapseDatabase, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         monkeypatch.setattr(synapse_db, "_MEDIA_AT_A_TIME", 5)
         rows = fill(synapse_database)
         with connect(synapse_database.arguments) as database:
-            media = database.media_in_path_order()
+            media = database.selected_media()
             next(media)
             synapse_database.execute("SET lock_timeout = '1s'; ALTER TABLE local_media_repository ADD COLUMN more INT")
             assert len(list(media)) == len(rows) - 1
