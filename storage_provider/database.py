@@ -172,7 +172,11 @@ class _Postgres:
             return _answer(self._connection, sql, arguments)
 
     def stream(self, sql: str, arguments: Row) -> Iterator[Row]:
-        with self._as_database_error(), contextlib.closing(self._connect()) as connection:
+        with (
+            self._as_database_error(),
+            contextlib.closing(self._connect()) as connection,
+            _transaction(connection),
+        ):
             with contextlib.closing(connection.cursor()) as cursor:
                 # Whoever reads may take long over a row, and the server over sorting them all.
                 cursor.execute("SET LOCAL statement_timeout = 0; SET LOCAL idle_in_transaction_session_timeout = 0")
@@ -224,13 +228,19 @@ class _Postgres:
 def _answer(connection: PostgresConnection, sql: str, arguments: Row) -> list[Row]:
     # Each question has a transaction of its own. Nothing is set for the session: behind
     # PgBouncer that might be Synapse's the next moment.
-    with contextlib.closing(connection.cursor()) as cursor:
-        try:
-            cursor.execute(sql.replace("?", "%s"), arguments)
-            return cursor.fetchall()
-        finally:
-            if not connection.closed:
-                connection.rollback()
+    with _transaction(connection), contextlib.closing(connection.cursor()) as cursor:
+        cursor.execute(sql.replace("?", "%s"), arguments)
+        return cursor.fetchall()
+
+
+@contextlib.contextmanager
+def _transaction(connection: PostgresConnection) -> Iterator[None]:
+    """End the transaction after the block: PgBouncer gives up its connection to the server where a client goes without."""
+    try:
+        yield
+    finally:
+        if not connection.closed:
+            connection.rollback()
 
 
 def _refuse_foreign(database: str) -> NoReturn:

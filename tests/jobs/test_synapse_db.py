@@ -11,10 +11,12 @@ import sys
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import closing
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import psycopg2
+import psycopg2.extensions
 import pytest
 
 from storage_provider import synapse_db
@@ -761,6 +763,31 @@ class TestPostgres:
             next(media)
             synapse_database.execute("SET lock_timeout = '1s'; ALTER TABLE local_media_repository ADD COLUMN more INT")
             assert len(list(media)) == len(rows) - 1
+
+    @on_postgres
+    def test_is_left_without_an_open_transaction(
+        self, synapse_database: SynapseDatabase, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Else PgBouncer closes its own connection, which Synapse might have used next."""
+        synapse_database.add_local("abcdef")
+        synapse_database.add_local("abcdeg")
+        left: list[int] = []
+
+        class Noting(psycopg2.extensions.connection):
+            def close(self) -> None:
+                left.append(self.info.transaction_status)
+                super().close()
+
+        monkeypatch.setattr(psycopg2, "connect", partial(psycopg2.connect, connection_factory=Noting))
+        with connect(synapse_database.arguments) as database:
+            assert database.present([local("abcdef")]) == {("", "abcdef")}
+            assert len(list(database.contents("local"))) == 2
+            given_up = database.contents("local")
+            next(given_up)
+            given_up.close()  # type: ignore[attr-defined]
+            with pytest.raises(SynapseDbError, match="division by zero"):
+                list(database._database.stream("SELECT 1/0", ()))
+        assert left == [psycopg2.extensions.TRANSACTION_STATUS_IDLE] * 4
 
     @on_postgres
     def test_that_was_lost_between_two_questions_is_connected_anew(
