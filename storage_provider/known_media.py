@@ -26,7 +26,8 @@ def database_arguments(hs: HomeServer) -> DatabaseArguments:
         if "main" in database.databases:
             engine: Literal["psycopg2", "sqlite3"]
             engine = "psycopg2" if database.config.get("name") == "psycopg2" else "sqlite3"
-            return DatabaseArguments(engine, database.config["args"])
+            # Without arguments, libpq takes them from the environment.
+            return DatabaseArguments(engine, database.config.get("args", {}))
     raise RuntimeError("Synapse has no database with its main tables")
 
 

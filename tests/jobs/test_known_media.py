@@ -243,3 +243,9 @@ def test_the_database_is_the_one_with_the_main_tables() -> None:
     assert database_arguments(hs) == DatabaseArguments("sqlite3", {"database": "homeserver.db"})
     with pytest.raises(RuntimeError, match="no database"):
         database_arguments(cast(Any, homeserver()))
+
+
+def test_the_database_may_have_no_arguments() -> None:
+    hs = homeserver(("psycopg2", {}, ["main"]))
+    del hs.config.database.databases[0].config["args"]
+    assert database_arguments(hs) == DatabaseArguments("psycopg2", {})
