@@ -70,7 +70,8 @@ LOCAL = Tables(
     origin="''",
     filesystem_id="m.media_id",
     key_columns=("media_id",),
-    counts="m.url_cache IS NULL AND m.media_id IS NOT NULL",
+    # An upload that is awaited has no length. Synapse may be at work on its file.
+    counts="m.url_cache IS NULL AND m.media_id IS NOT NULL AND m.media_length IS NOT NULL",
 )
 REMOTE = Tables(
     kind="remote",
@@ -79,13 +80,16 @@ REMOTE = Tables(
     origin="m.media_origin",
     filesystem_id="m.filesystem_id",
     key_columns=("media_origin", "media_id"),
-    counts="m.media_origin IS NOT NULL AND m.media_id IS NOT NULL AND m.filesystem_id IS NOT NULL",
+    counts=(
+        "m.media_origin IS NOT NULL AND m.media_id IS NOT NULL AND m.filesystem_id IS NOT NULL "
+        "AND m.media_length IS NOT NULL"
+    ),
 )
 
 
 def used_between(tables: Tables, since: int, before: int | None) -> tuple[str, Row]:
     """The condition that media has a file and was used in a time, in milliseconds, and its arguments."""
-    condition = f"{tables.counts} AND m.media_length IS NOT NULL AND {USED_OR_0} >= ?"
+    condition = f"{tables.counts} AND {USED_OR_0} >= ?"
     return (condition, (since,)) if before is None else (f"{condition} AND {USED_OR_0} < ?", (since, before))
 
 

@@ -130,7 +130,8 @@ class SynapseDb:
     def unused_before(self, ts_ms: int, kind: Kind | None = None) -> Iterator[CachedMedia]:
         """Media that was last used before a moment, in byte order of origin and media id, the local rows first.
 
-        Media of URL previews is left out, as it never leaves the disk; quarantined media is not.
+        Media of URL previews is left out, as it never leaves the disk, and uploads that are still awaited; quarantined
+        media is not.
         """
         for tables in (LOCAL, REMOTE):
             if kind in (None, tables.kind):
@@ -354,7 +355,7 @@ def _selected(used_since: int | None, origin: str | None) -> Iterator[tuple[Tabl
     for tables in (LOCAL, REMOTE):
         if origin is not None and bool(origin) != (tables.kind == "remote"):
             continue
-        conditions = [tables.counts, "m.media_length IS NOT NULL"]
+        conditions = [tables.counts]
         arguments: list[Any] = []
         if used_since is not None:
             conditions.append(f"{USED} >= ?")

@@ -122,6 +122,7 @@ class TestUnusedMedia:
         ]
 
     def test_without_a_file_is_left_out(self, synapse_database: SynapseDatabase, database: SynapseDb) -> None:
+        synapse_database.add_local("awaited", media_length=None)
         synapse_database.add_remote("a.org", "no file", None)
         assert list(database.unused_before(9999)) == []
 
@@ -176,12 +177,18 @@ class TestQuestions:
         asked += [remote("a.org", f"id{number}", f"file{number}") for number in range(1500)]
         synapse_database.insert(
             "local_media_repository",
-            [{"media_id": row.media_id, "created_ts": 1} for row in asked[:1500:2]],
+            [{"media_id": row.media_id, "media_length": 1, "created_ts": 1} for row in asked[:1500:2]],
         )
         synapse_database.insert(
             "remote_media_cache",
             [
-                {"media_origin": "a.org", "media_id": row.media_id, "filesystem_id": row.filesystem_id, "created_ts": 1}
+                {
+                    "media_origin": row.origin,
+                    "media_id": row.media_id,
+                    "filesystem_id": row.filesystem_id,
+                    "media_length": 1,
+                    "created_ts": 1,
+                }
                 for row in asked[1500::2]
             ],
         )
@@ -683,7 +690,9 @@ class TestSqlite:
     ) -> None:
         with closing(synapse_database.connect()) as synapse:
             synapse.execute("PRAGMA wal_autocheckpoint = 0")
-            synapse.execute("INSERT INTO local_media_repository (media_id, created_ts) VALUES ('abcdef', 1)")
+            synapse.execute(
+                "INSERT INTO local_media_repository (media_id, media_length, created_ts) VALUES ('abcdef', 1, 1)"
+            )
             synapse.commit()
             with connect(synapse_database.arguments) as database:
                 assert list(database.unused_before(9999)) == [local("abcdef")]
@@ -814,7 +823,8 @@ class TestPostgres:
         self, synapse_database: SynapseDatabase, database: SynapseDb
     ) -> None:
         synapse_database.insert(
-            "local_media_repository", [{"media_id": f"abcdef{number}", "created_ts": 1} for number in range(5000)]
+            "local_media_repository",
+            [{"media_id": f"abcdef{number}", "media_length": 1, "created_ts": 1} for number in range(5000)],
         )
         rows = database.unused_before(9999)
         next(rows)
