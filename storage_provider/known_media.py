@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Callable, Collection, Iterable, Mapping
+import time
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Literal
 
 from storage_provider.database import DatabaseArguments
@@ -18,6 +19,9 @@ if TYPE_CHECKING:
     from synapse.server import HomeServer
 
 logger = logging.getLogger(__name__)
+
+# That media was accessed for its thumbnail, Synapse notes only once it has sent that.
+_ANSWER_SECONDS = 0.3
 
 
 def database_arguments(hs: HomeServer) -> DatabaseArguments:
@@ -53,15 +57,17 @@ class KnownMedia:
         """The paths whose media is known, with that content, and not quarantined; none where nobody can tell."""
         return {
             path
-            for path, facts in self._facts(contents).items()
+            for path, facts in self._facts(contents, self._likely_remotes()).items()
             if not facts.quarantined and fits(facts, path, contents[path])
         }
 
     def refuted_of(self, contents: Mapping[str, Fingerprint]) -> set[str]:
         """The paths whose media is known with another content; none where nobody can tell."""
+        # Whoever waits for it would wait for his own answer.
+        likely = [self._accessed_remotes()]
         return {
             path
-            for path, facts in self._facts(contents).items()
+            for path, facts in self._facts(contents, likely).items()
             if known_length(facts, path) is not None and not fits(facts, path, contents[path])
         }
 
@@ -72,20 +78,28 @@ class KnownMedia:
             if self._database is not None:
                 self._database.close()
 
-    def _facts(self, paths: Iterable[str]) -> dict[str, MediaFacts]:
-        """What is known of the files with these paths."""
+    def _facts(self, paths: Iterable[str], likely: Iterable[Iterable[tuple[str, str]]]) -> dict[str, MediaFacts]:
+        """What is known of the files with these paths; see `SynapseDb.facts_of_files` for the `likely` ones."""
         files = [file for file in map(parse_path, paths) if file is not None]
         try:
-            known = self._facts_of({file.media for file in files}) if files else {}
+            known = self._facts_of({file.media for file in files}, likely) if files else {}
         except SynapseDbError as error:
             logger.debug("Which of %d files are known could not be asked: %s", len(files), error)
             return {}
         return {file.path: facts for file in files if (facts := known.get(file.media))}
 
-    def _facts_of(self, media: Collection[Media]) -> Mapping[Media, MediaFacts]:
+    def _facts_of(
+        self, media: Collection[Media], likely: Iterable[Iterable[tuple[str, str]]]
+    ) -> Mapping[Media, MediaFacts]:
         with self._lock:
             if self._is_closed:
                 return {}
             if self._database is None:
                 self._database = self.connect()
-        return self._database.facts_of_files(media, self._accessed_remotes())
+        return self._database.facts_of_files(media, likely)
+
+    def _likely_remotes(self) -> Iterator[Iterable[tuple[str, str]]]:
+        """What was accessed just now, and then what was by the time that whoever asked has been answered."""
+        yield self._accessed_remotes()
+        time.sleep(_ANSWER_SECONDS)
+        yield self._accessed_remotes()

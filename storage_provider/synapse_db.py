@@ -262,19 +262,23 @@ class SynapseDb:
         return self._find(rows, f"m.quarantined_by IS NULL AND {USED_OR_0} < ?", (ts_ms,))
 
     def facts_of_files(
-        self, files: Collection[Media], likely: Iterable[tuple[str, str]] = ()
+        self, files: Collection[Media], likely: Iterable[Iterable[tuple[str, str]]] = ()
     ) -> dict[Media, MediaFacts]:
         """What is known of the media whose files these are; files that no row has are left out.
 
         A path does not tell the id of remote media: it is looked for among the `likely` ones, pairs of origin and
-        media id, which is cheap, and else in all rows of that server.
+        media id, which is cheap, and else in all rows of that server. While some are not found, more likely ones
+        are asked for.
         """
         rows = [CachedMedia("", file.filesystem_id, file.filesystem_id, "local") for file in files if file.is_local]
         remote = {file for file in files if not file.is_local}
-        if remote:
-            rows += self._rows_among(remote, likely)
-            for file in remote.difference(row.media for row in rows):
-                rows += self._rows_with(file)
+        attempts = iter(likely)
+        while remote and (pairs := next(attempts, None)) is not None:
+            found = self._rows_among(remote, pairs)
+            rows += found
+            remote.difference_update(row.media for row in found)
+        for file in remote:
+            rows += self._rows_with(file)
         return {row.media: facts for row, facts in self.facts_of(rows).items()}
 
     def facts(self, row: CachedMedia) -> MediaFacts | None:

@@ -13,6 +13,7 @@ import pytest
 from storage_provider.database import DatabaseArguments
 from storage_provider.known_media import KnownMedia, database_arguments
 from storage_provider.proofs import Digest
+from storage_provider.synapse_db import SynapseDb
 from tests.jobs.conftest import ENGINES, ENGINES_TO_ALTER, SynapseDatabase
 from tests.servers.process import free_port
 
@@ -129,6 +130,18 @@ class TestAFile:
         assert is_known(known, REMOTE, DIGEST)
         accessed += ["its id"]
         assert is_known(known, REMOTE, DIGEST)
+
+    def test_of_another_server_is_looked_for_again_once_synapse_has_noted_its_id(
+        self,
+        synapse_database: SynapseDatabase,
+        monkeypatch: pytest.MonkeyPatch,
+    ) -> None:
+        """For a thumbnail it does so after it has answered; to go through all media of that server takes long."""
+        add(synapse_database, REMOTE)
+        noted: list[list[tuple[str, str]]] = [[], [("a.org", "its id")]]
+        monkeypatch.setattr(SynapseDb, "_rows_with", pytest.fail)
+        with closing(KnownMedia(synapse_database.arguments, lambda: noted.pop(0))) as known:
+            assert is_known(known, REMOTE, DIGEST)
 
     def test_that_was_replaced_by_another_download_is_not_known(
         self,

@@ -319,14 +319,16 @@ class TestFactsOfAFile:
         local, remote = Media("", "abcdef"), Media("a.org", "ghijk1")
         facts = {local: MediaFacts(17, None, False, {}), remote: MediaFacts(1, None, False, {})}
         for likely in ([], ["id1"], ["id0", "id2", "another", "\0"]):
-            assert database.facts_of_files([local, remote], [("a.org", media_id) for media_id in likely]) == facts
+            pairs = [("a.org", media_id) for media_id in likely]
+            assert database.facts_of_files([local, remote], [pairs]) == facts
+            assert database.facts_of_files([local, remote], [[], pairs]) == facts
             assert database.facts_of_files([local]) == {local: facts[local]}
 
     def test_are_none_where_no_row_has_it(self, synapse_database: SynapseDatabase, database: SynapseDb) -> None:
         synapse_database.add_remote("a.org", "id", "ghijkl")
         unknown = [Media("", "ghijkl"), Media("a.org", "another"), Media("b.org", "ghijkl"), Media("a.org", "\0bcdef")]
         likely = [("a.org", "id"), ("a.org", "ghijkl"), ("b.org", "id")]
-        assert database.facts_of_files(unknown, likely) == {}
+        assert database.facts_of_files(unknown, [likely]) == {}
 
 
 @on_each_database
