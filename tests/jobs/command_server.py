@@ -37,8 +37,10 @@ class ForkedRun:
         return self._wait(0)
 
     def send_signal(self, number: int) -> None:
+        # It may have ended just now, and its waiter has not told yet.
         if self.poll() is None:
-            os.kill(self.pid, number)
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(self.pid, number)
 
     def kill(self) -> None:
         self.send_signal(signal.SIGKILL)
@@ -80,6 +82,9 @@ class CommandServer:
         if self._process.stdin is None or self._process.stdout is None:
             raise RuntimeError("there are no pipes to the process")
         own.mkdir(parents=True)
+        # It may be killed before it has opened them.
+        for name in ("out", "err"):
+            (own / name).touch()
         request = [list(arguments), str(working_directory), dict(environment), str(own)]
         self._process.stdin.write(json.dumps(request) + "\n")
         self._process.stdin.flush()
