@@ -131,8 +131,11 @@ class ChunkResponder(Responder):
             raise
 
     async def _send(self, feed: _Feed) -> None:
-        while not feed.is_stopped and (chunk := await self._source.read()):
+        is_begun = False
+        while not feed.is_stopped and ((chunk := await self._source.read()) or not is_begun):
+            # Of an empty file too: with it Synapse's multipart answers begin.
             await feed.write(chunk, self._reactor)
+            is_begun = True
         if feed.is_stopped:
             raise ConsumerRequestedStopError("the client has gone")
         feed.finish()

@@ -12,6 +12,7 @@ from typing import Any, cast
 import pytest
 from synapse.logging.context import SENTINEL_CONTEXT, current_context
 from synapse.media._base import ConsumerRequestedStopError
+from synapse.media.media_storage import MultipartFileConsumer
 from synapse.util.file_consumer import BackgroundFileConsumer
 from twisted.internet.defer import CancelledError, Deferred, ensureDeferred
 from twisted.internet.task import Clock
@@ -150,7 +151,7 @@ def test_all_chunks_are_sent_in_order_and_the_source_is_closed() -> None:
 def test_an_empty_file_is_sent_as_nothing() -> None:
     client = Client()
     assert_done(send(ListedChunks(), client))
-    assert client.written == []
+    assert b"".join(client.written) == b""
     assert client.unregistered == 1
 
 
@@ -318,6 +319,18 @@ def test_what_is_announced_of_a_multipart_answer_is_all_of_it(announced: int, is
     else:
         assert isinstance(failure(sending), WrongLength)
     assert client.transport.aborted == (0 if is_right else 1)
+
+
+@pytest.mark.parametrize("chunks", [[], CHUNKS])
+def test_a_multipart_answer_of_synapse_is_whole_be_the_file_empty_or_not(chunks: list[bytes]) -> None:
+    client = AnnouncingClient(0)
+    length = len(b"".join(chunks))
+    multipart = MultipartFileConsumer(cast(Any, None), cast(Any, client), "text/plain", {}, "inline", length)
+    announced = multipart.content_length()
+    client.responseHeaders = Headers({"Content-Length": [str(announced)]})
+    assert_done(send(ListedChunks(*chunks), multipart))
+    assert client.sentLength == announced
+    assert client.transport.aborted == 0
 
 
 def test_a_client_that_asks_for_the_headers_alone_costs_no_object() -> None:
