@@ -64,9 +64,10 @@ def _access_key_id(value: object) -> Secret:
 
 
 def _bucket(value: object) -> str:
-    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{1,254}", text(value)):
+    bucket = text(value)
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{1,254}", bucket):
         raise ValueError("must be the name of a bucket, without s3:// and without a path")
-    return text(value)
+    return bucket
 
 
 def _backend(value: object) -> str:
@@ -77,9 +78,10 @@ def _backend(value: object) -> str:
 
 
 def _prefix(value: object) -> str:
-    if any(segment in (".", "..") for segment in text(value).split("/")):
+    prefix = text(value)
+    if any(segment in (".", "..") for segment in prefix.split("/")):
         raise ValueError("must not hold '.' or '..' segments")
-    return text(value)
+    return prefix
 
 
 def _endpoint_url(value: object) -> str:

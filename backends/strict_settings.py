@@ -144,7 +144,7 @@ def one_of(*words: str) -> Reader[str]:
 
 def count(least: int, most: int) -> Reader[int]:
     """A whole number between two others."""
-    return lambda value: _within(_integer(value), least, most)
+    return lambda value: within(_integer(value), least, most)
 
 
 def seconds(most: float) -> Reader[float]:
@@ -166,7 +166,7 @@ def seconds(most: float) -> Reader[float]:
 
 def size(least: int, most: int | None = None) -> Reader[int]:
     """Bytes, as `parse_size` takes them, between two others."""
-    return lambda value: _within(parse_size(value), least, most)
+    return lambda value: within(parse_size(value), least, most)
 
 
 def parse_size(value: object) -> int:
@@ -197,7 +197,8 @@ def _no_switch(value: Any) -> Any:
     return value
 
 
-def _within(number: int, least: int, most: int | None) -> int:
+def within(number: int, least: int, most: int | None = None) -> int:
+    """The number, which is to be between two others. Raises `ValueError`."""
     if number < least:
         raise ValueError(f"must be greater than or equal to {least}")
     if most is not None and number > most:

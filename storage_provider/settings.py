@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal
 
 from backends.errors import SettingsError
 from backends.settings import BucketSettings
-from backends.strict_settings import Reader, StrictSettings, count, one_of, parse_size, size, switch
+from backends.strict_settings import Reader, StrictSettings, count, one_of, parse_size, size, switch, within
 
 _MISPLACED = {
     "store_local": (
@@ -55,13 +55,7 @@ def parse_duration(value: object) -> int:
 
 
 def _duration(least: int) -> Reader[int]:
-    def read(value: object) -> int:
-        seconds = parse_duration(value)
-        if seconds < least:
-            raise ValueError(f"must be greater than or equal to {least}")
-        return seconds
-
-    return read
+    return lambda value: within(parse_duration(value), least)
 
 
 def _max_age(value: object) -> int:
